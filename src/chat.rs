@@ -1,0 +1,1 @@
+//! messages → prompt, by the model's own template.

@@ -1,0 +1,2 @@
+//! The command line program: parse, run, print the error, choose the exit code.
+fn main() {}

@@ -1,0 +1,1 @@
+//! text → ids, ids → text.
