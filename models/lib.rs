@@ -1,9 +1,65 @@
 //! What each model family is, as data: no tensors, no arithmetic, no files.
 //!
-//! [`config::Config`] reads a `config.json` strictly; [`FAMILIES`] maps its architecture name to a function that
-//! describes the model as an [`spec::Architecture`], layer by layer; [`names`] tells how the family names its tensors.
+//! 1. [`config::Config`] reads a `config.json` or a Mistral `params.json` strictly: every value is checked, every
+//!    key that changes numbers is either understood or refused by name.
+//! 2. [`FAMILIES`] maps the architecture's name to a function that describes it as an [`Architecture`].
+//! 3. [`spec`] is the vocabulary of that description, layer by layer; [`names`] tells how checkpoints name the tensors.
+//!
+//! Adding a family is one small file, one line in [`FAMILIES`] and one fixture; adding a variation is one variant in
+//! [`spec`], and the compiler then lists every place that must be taught.
 #![forbid(unsafe_code)]
 
 pub mod config;
+mod llama;
+mod ministral;
+mod mistral;
+mod mixtral;
+pub mod names;
+mod rope;
+pub mod spec;
 
-pub use config::ConfigError;
+pub use config::{Config, ConfigError};
+pub use spec::Architecture;
+
+/// Describes a model from its configuration.
+pub type Describe = fn(&Config) -> Result<Architecture, ConfigError>;
+
+/// Every family this crate can describe, by the name that `architectures` in `config.json` gives it.
+pub const FAMILIES: &[(&str, Describe)] = &[
+    ("LlamaForCausalLM", llama::describe),
+    ("MinistralForCausalLM", ministral::describe),
+    ("MistralForCausalLM", mistral::describe),
+    ("MixtralForCausalLM", mixtral::describe),
+];
+
+/// Describes the model of a `config.json` or `params.json`, and checks that every key was understood.
+///
+/// The warnings name keys that are unknown and do not look as if they changed numbers.
+///
+/// # Errors
+///
+/// If the family is unknown, a value is missing, out of range or contradicts another, or a key that
+/// changes numbers is not understood.
+///
+/// ```
+/// let text = r#"{"architectures": ["LlamaForCausalLM"], "vocab_size": 256, "hidden_size": 64,
+///     "intermediate_size": 80, "num_hidden_layers": 2, "num_attention_heads": 4, "rms_norm_eps": 1e-5,
+///     "rope_theta": 10000.0, "hidden_act": "silu", "tie_word_embeddings": false}"#;
+/// let (model, warnings) = tramontane_models::describe(&tramontane_models::Config::parse(text)?)?;
+/// assert_eq!(model.layers.len(), 2);
+/// assert!(warnings.is_empty());
+/// # Ok::<(), tramontane_models::ConfigError>(())
+/// ```
+pub fn describe(config: &Config) -> Result<(Architecture, Vec<String>), ConfigError> {
+    let name = config.architecture()?;
+    let Some((_, describe)) = FAMILIES.iter().find(|(family, _)| *family == name) else {
+        let known: Vec<&str> = FAMILIES.iter().map(|(family, _)| *family).collect();
+        return Err(ConfigError::unsupported(format!(
+            "`architectures` is \"{name}\", which is not among the supported families: {}",
+            known.join(", ")
+        )));
+    };
+    let architecture = describe(config)?;
+    let warnings = config.finish()?;
+    Ok((architecture, warnings))
+}

@@ -1,0 +1,135 @@
+//! How checkpoints name the tensors of a family.
+//!
+//! A name is built from a pattern: `{P}` is the prefix of the text model within the file, `{L}` the number of the
+//! layer, `{E}` the number of the expert. Patterns stop before `.weight` or `.bias`.
+
+/// A module of the model that owns tensors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Part {
+    /// Token embedding, `[vocab, hidden]`.
+    Embed,
+    /// Norm after the embedding.
+    EmbedNorm,
+    /// Table of learned positions.
+    LearnedPositions,
+    /// Norm before the head.
+    FinalNorm,
+    /// Output head, `[vocab, hidden]`.
+    Head,
+    /// Norm before the mixer.
+    MixerNorm,
+    /// Norm after the mixer.
+    PostMixerNorm,
+    /// Norm before the MLP.
+    MlpNorm,
+    /// Norm after the MLP.
+    PostMlpNorm,
+    /// Query projection, `[n_heads · head_dim, hidden]`.
+    Q,
+    /// Key projection, `[n_kv_heads · head_dim, hidden]`.
+    K,
+    /// Value projection, `[n_kv_heads · head_dim, hidden]`.
+    V,
+    /// Output projection, `[hidden, n_heads · head_dim]`.
+    O,
+    /// Norm of the queries.
+    QNorm,
+    /// Norm of the keys.
+    KNorm,
+    /// Gate projection, `[inner, hidden]`.
+    Gate,
+    /// Up projection, `[inner, hidden]`.
+    Up,
+    /// Down projection, `[hidden, inner]`.
+    Down,
+    /// Router of the experts, `[n_experts, hidden]`.
+    Router,
+    /// Gate projection of one expert.
+    ExpertGate,
+    /// Up projection of one expert.
+    ExpertUp,
+    /// Down projection of one expert.
+    ExpertDown,
+}
+
+/// The names of one way of storing a family.
+#[derive(Debug, PartialEq)]
+pub struct Names {
+    /// What may stand before the text model's tensors; the first one under which the embedding exists is taken.
+    pub prefixes: &'static [&'static str],
+    /// Pattern of each part.
+    pub parts: &'static [(Part, &'static str)],
+    /// Tensors that are never used: a name that starts with or contains one of these is skipped.
+    pub unused: &'static [&'static str],
+}
+
+impl Names {
+    /// The module name of `part`, or `None` if this family has no such part.
+    ///
+    /// ```
+    /// use tramontane_models::names::{HUGGING_FACE, Part};
+    /// let name = HUGGING_FACE.module(Part::Q, "model.", 7, 0);
+    /// assert_eq!(name.as_deref(), Some("model.layers.7.self_attn.q_proj"));
+    /// ```
+    #[must_use]
+    pub fn module(&self, part: Part, prefix: &str, layer: usize, expert: usize) -> Option<String> {
+        let (_, pattern) = self.parts.iter().find(|(p, _)| *p == part)?;
+        let name = pattern.replace("{P}", prefix).replace("{L}", &layer.to_string());
+        Some(name.replace("{E}", &expert.to_string()))
+    }
+
+    /// Whether the tensor `name` is known and not needed.
+    #[must_use]
+    pub fn is_unused(&self, name: &str) -> bool {
+        self.unused.iter().any(|pattern| name.contains(pattern))
+    }
+}
+
+/// Llama and most families after it, as Hugging Face stores them.
+pub const HUGGING_FACE: Names = Names {
+    prefixes: &["model."],
+    parts: &[
+        (Part::Embed, "{P}embed_tokens"),
+        (Part::FinalNorm, "{P}norm"),
+        (Part::Head, "lm_head"),
+        (Part::MixerNorm, "{P}layers.{L}.input_layernorm"),
+        (Part::MlpNorm, "{P}layers.{L}.post_attention_layernorm"),
+        (Part::Q, "{P}layers.{L}.self_attn.q_proj"),
+        (Part::K, "{P}layers.{L}.self_attn.k_proj"),
+        (Part::V, "{P}layers.{L}.self_attn.v_proj"),
+        (Part::O, "{P}layers.{L}.self_attn.o_proj"),
+        (Part::Gate, "{P}layers.{L}.mlp.gate_proj"),
+        (Part::Up, "{P}layers.{L}.mlp.up_proj"),
+        (Part::Down, "{P}layers.{L}.mlp.down_proj"),
+        (Part::Router, "{P}layers.{L}.block_sparse_moe.gate"),
+        (Part::ExpertGate, "{P}layers.{L}.block_sparse_moe.experts.{E}.w1"),
+        (Part::ExpertDown, "{P}layers.{L}.block_sparse_moe.experts.{E}.w2"),
+        (Part::ExpertUp, "{P}layers.{L}.block_sparse_moe.experts.{E}.w3"),
+    ],
+    // Old checkpoints carry the rotary frequencies, which follow from the configuration.
+    unused: &["rotary_emb.inv_freq"],
+};
+
+/// Mistral's own format (`consolidated*.safetensors`).
+pub const MISTRAL_NATIVE: Names = Names {
+    prefixes: &[""],
+    parts: &[
+        (Part::Embed, "{P}tok_embeddings"),
+        (Part::FinalNorm, "{P}norm"),
+        (Part::Head, "{P}output"),
+        (Part::MixerNorm, "{P}layers.{L}.attention_norm"),
+        (Part::MlpNorm, "{P}layers.{L}.ffn_norm"),
+        (Part::Q, "{P}layers.{L}.attention.wq"),
+        (Part::K, "{P}layers.{L}.attention.wk"),
+        (Part::V, "{P}layers.{L}.attention.wv"),
+        (Part::O, "{P}layers.{L}.attention.wo"),
+        (Part::Gate, "{P}layers.{L}.feed_forward.w1"),
+        (Part::Down, "{P}layers.{L}.feed_forward.w2"),
+        (Part::Up, "{P}layers.{L}.feed_forward.w3"),
+        (Part::Router, "{P}layers.{L}.block_sparse_moe.gate"),
+        (Part::ExpertGate, "{P}layers.{L}.block_sparse_moe.experts.{E}.w1"),
+        (Part::ExpertDown, "{P}layers.{L}.block_sparse_moe.experts.{E}.w2"),
+        (Part::ExpertUp, "{P}layers.{L}.block_sparse_moe.experts.{E}.w3"),
+    ],
+    unused: &[],
+};
