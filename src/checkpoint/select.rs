@@ -1,0 +1,254 @@
+//! Which of the weight files in a folder are the model's.
+//!
+//! A repository may hold its weights twice, under Hugging Face names and under Mistral's own. One copy is
+//! loaded, never a mixture.
+
+use std::path::{Path, PathBuf};
+
+use super::index::Index;
+use crate::error::{Error, ErrorKind, Result};
+use crate::files::ModelFiles;
+
+/// The largest index that is read, in bytes.
+const MAX_INDEX: u64 = 64 << 20;
+/// How many links may lead from a name to its file, all inside the folder.
+const MAX_LINKS: usize = 8;
+
+/// The weight files that were chosen.
+pub(super) struct Choice {
+    /// The files, in the order of the index or of their names.
+    pub(super) files: Vec<PathBuf>,
+    /// The index that named them, and how messages name it.
+    pub(super) index: Option<(Index, String)>,
+    /// What was passed over, for the person who asks.
+    pub(super) notes: Vec<String>,
+}
+
+/// One copy of the weights in a folder.
+enum Copy {
+    /// The file that lists the shards.
+    Index(String),
+    /// Files that together are the copy: one, or numbered ones without an index.
+    Files(Vec<String>),
+}
+
+impl Copy {
+    fn describe(&self) -> String {
+        match self {
+            Self::Index(name) => name.clone(),
+            Self::Files(names) if names.len() == 1 => names[0].clone(),
+            Self::Files(names) => format!("{} and {} more", names[0], names.len() - 1),
+        }
+    }
+}
+
+/// Chooses the weights of the model in `folder`.
+///
+/// The order is: `model.safetensors.index.json`, `model.safetensors`, `model-0000x-of-…`, then the same three for
+/// `consolidated`, Mistral's own layout; then any other `*.safetensors` if there is exactly one. A folder that
+/// has `params.json` but no `config.json` prefers `consolidated`.
+pub(super) fn choose(folder: &Path) -> Result<Choice> {
+    let names = list(folder)?;
+    let has = |name: &str| names.iter().any(|n| n == name);
+    let native_first = has("params.json") && !has("config.json");
+    let stems = if native_first { ["consolidated", "model"] } else { ["model", "consolidated"] };
+    let mut copies = Vec::new();
+    for stem in stems {
+        let (index, single) =
+            (format!("{stem}.safetensors.index.json"), format!("{stem}.safetensors"));
+        let numbered = numbered(&names, stem)?;
+        if has(&index) {
+            copies.push(Copy::Index(index));
+        }
+        if has(&single) {
+            copies.push(Copy::Files(vec![single]));
+        }
+        if !numbered.is_empty() && !has(&format!("{stem}.safetensors.index.json")) {
+            copies.push(Copy::Files(numbered));
+        }
+    }
+    if copies.is_empty() {
+        copies.push(Copy::Files(vec![other_file(folder, &names)?]));
+    }
+    let left: Vec<String> = copies.iter().skip(1).map(Copy::describe).collect();
+    let copy = copies.swap_remove(0);
+    let mut notes = Vec::new();
+    if !left.is_empty() {
+        notes.push(format!(
+            "loaded the weights of {}; left aside {}",
+            copy.describe(),
+            left.join(", ")
+        ));
+    }
+    match copy {
+        Copy::Index(name) => from_index(folder, &name, notes),
+        Copy::Files(names) => {
+            let files = names.iter().map(|name| inside(folder, name)).collect::<Result<_>>()?;
+            Ok(Choice { files, index: None, notes })
+        }
+    }
+}
+
+/// Takes the weight file that the caller named, or the files of the index that the caller named.
+pub(super) fn named(folder: &Path, path: &Path) -> Result<Choice> {
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    if name.ends_with(".index.json") {
+        let folder = path.parent().unwrap_or(folder);
+        return from_index(folder, name, Vec::new());
+    }
+    Ok(Choice { files: vec![path.to_owned()], index: None, notes: Vec::new() })
+}
+
+fn from_index(folder: &Path, name: &str, notes: Vec<String>) -> Result<Choice> {
+    let place = folder.join(name).display().to_string();
+    let text = ModelFiles::folder(folder).read_text(name, MAX_INDEX)?.ok_or_else(|| {
+        Error::new(ErrorKind::NotFound, "the index of the weights does not exist").at(&place)
+    })?;
+    let index = Index::parse(&text).map_err(|e| e.at(&place))?;
+    check_all_present(folder, &index).map_err(|e| e.at(&place))?;
+    let files = index.shards.iter().map(|shard| inside(folder, shard)).collect::<Result<_>>()?;
+    Ok(Choice { files, index: Some((index, place)), notes })
+}
+
+/// Names every missing shard at once, so that one more download mends it.
+fn check_all_present(folder: &Path, index: &Index) -> Result<()> {
+    let mut present = 0;
+    let mut missing = Vec::new();
+    for shard in &index.shards {
+        // A broken link is missing too: the cache then lacks the file it points to.
+        match std::fs::metadata(folder.join(shard)) {
+            Ok(meta) => present += meta.len(),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => missing.push(shard.as_str()),
+            Err(_) => {}
+        }
+    }
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let (n, total) = (missing.len(), index.shards.len());
+    missing.truncate(10);
+    let size = match index.total_size {
+        Some(size) => format!(" (about {} bytes in all)", size.saturating_sub(present)),
+        None => String::new(),
+    };
+    let more = if n > missing.len() { ", …" } else { "" };
+    Err(Error::bad_model(format!(
+        "{n} of {total} weight files are missing{size}: {}{more}",
+        missing.join(", ")
+    ))
+    .hint("pulling the model again: it resumes where it stopped"))
+}
+
+/// The names of the files in `folder`, sorted.
+fn list(folder: &Path) -> Result<Vec<String>> {
+    let entries = std::fs::read_dir(folder).map_err(|e| Error::io(folder, e))?;
+    let mut names: Vec<String> =
+        entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect();
+    names.sort_unstable();
+    Ok(names)
+}
+
+/// The files `stem-0000x-of-0000n.safetensors`, if there are any; then all of them must be there.
+fn numbered(names: &[String], stem: &str) -> Result<Vec<String>> {
+    let parse = |name: &str| -> Option<(u32, u32)> {
+        let (number, count) = name.strip_prefix(stem)?.strip_prefix('-')?.split_once("-of-")?;
+        Some((number.parse().ok()?, count.strip_suffix(".safetensors")?.parse().ok()?))
+    };
+    let found: Vec<(&String, (u32, u32))> =
+        names.iter().filter_map(|name| Some((name, parse(name)?))).collect();
+    let Some(&(_, (_, count))) = found.first() else { return Ok(Vec::new()) };
+    let complete = found.len() == count as usize
+        && found.iter().zip(1..).all(|((_, found), number)| *found == (number, count));
+    if !complete {
+        return Err(Error::bad_model(format!(
+            "found {} numbered weight files, expected {stem}-00001 to {count:05} of {count:05}",
+            found.len()
+        ))
+        .hint("pulling the model again: it resumes where it stopped"));
+    }
+    Ok(found.into_iter().map(|(name, _)| name.clone()).collect())
+}
+
+/// The only `*.safetensors` of a folder without a file of a known name.
+fn other_file(folder: &Path, names: &[String]) -> Result<String> {
+    let place = folder.display();
+    if names.iter().any(|n| n == "adapter_config.json" || n == "adapter_model.safetensors") {
+        return Err(Error::not_supported(
+            "the folder holds a LoRA adapter (adapter_config.json), not a whole model",
+        )
+        .at(place)
+        .hint("merging the adapter into its base model, and loading the result"));
+    }
+    let ending = |endings: &[&str]| -> Vec<&str> {
+        let ends = |name: &&str| endings.iter().any(|end| name.ends_with(end));
+        names.iter().map(String::as_str).filter(ends).collect()
+    };
+    let expected = "model.safetensors, model.safetensors.index.json or consolidated.safetensors";
+    match &ending(&[".safetensors"])[..] {
+        [name] => return Ok((*name).to_owned()),
+        [] => {}
+        some => {
+            let some = some.join(", ");
+            return Err(Error::bad_model(format!(
+                "several weight files, none called {expected}: {some}"
+            ))
+            .at(place)
+            .hint("naming one of them as the model"));
+        }
+    }
+    if let [name, ..] = ending(&[".bin", ".pt", ".pth", ".pkl", ".ckpt"])[..] {
+        return Err(Error::not_supported(format!(
+            "the weights are only there as a pickle ({name}), expected {expected}"
+        ))
+        .at(place)
+        .so("a pickle can run any program when it is read; it is never loaded")
+        .hint("a copy of the model in safetensors"));
+    }
+    if let [name, ..] = ending(&[".gguf"])[..] {
+        return Err(Error::not_supported(format!(
+            "the weights are only there as GGUF ({name}), expected {expected}"
+        ))
+        .at(place)
+        .hint("the original model in safetensors"));
+    }
+    Err(Error::new(ErrorKind::NotFound, format!("no weights: expected {expected}")).at(place))
+}
+
+/// The path of the file `name` of `folder`, with its links followed as far as they are allowed.
+///
+/// A link may point to another name of the same folder, or into the store of the Hugging Face cache
+/// (`../../blobs/<hash>`): anything else would open files that the model has no business with.
+fn inside(folder: &Path, name: &str) -> Result<PathBuf> {
+    let mut path = folder.join(name);
+    for _ in 0..MAX_LINKS {
+        match std::fs::symlink_metadata(&path) {
+            Ok(meta) if meta.is_symlink() => {}
+            // What is wrong with any other file is told when it is opened.
+            _ => return Ok(path),
+        }
+        let target = std::fs::read_link(&path).map_err(|e| Error::io(&path, e))?;
+        let is_blob = is_cache_blob(&target);
+        if !is_blob && target.components().count() != 1 || target.is_absolute() {
+            return Err(Error::bad_model(format!(
+                "the weight file is a link to {}, outside the model folder",
+                target.display()
+            ))
+            .at(path.display())
+            .so("only files of the model folder and of the hub's cache are opened")
+            .hint("naming the file itself as the model"));
+        }
+        path = folder.join(target);
+        if is_blob && !path.is_symlink() {
+            return Ok(path);
+        }
+    }
+    Err(Error::bad_model(format!("more than {MAX_LINKS} links lead from this name: a link loop?"))
+        .at(folder.join(name).display()))
+}
+
+/// Whether a link's target is `../../blobs/<hash>`, as the cache of the hub lays it out.
+fn is_cache_blob(target: &Path) -> bool {
+    let Ok(rest) = target.strip_prefix("../../blobs") else { return false };
+    let Some(hash) = rest.to_str() else { return false };
+    (40..=64).contains(&hash.len()) && hash.bytes().all(|b| b.is_ascii_hexdigit())
+}
