@@ -105,6 +105,10 @@ impl Error {
 
     /// An error of the operating system about `path`.
     pub fn io(path: &Path, source: std::io::Error) -> Self {
+        #[expect(
+            clippy::wildcard_enum_match_arm,
+            reason = "the standard library has dozens of kinds and adds more"
+        )]
         let kind = match source.kind() {
             std::io::ErrorKind::NotFound => ErrorKind::NotFound,
             std::io::ErrorKind::StorageFull => ErrorKind::NoSpace,
