@@ -1,0 +1,677 @@
+//! What happens to activations between the matrices: norms, rotary positions, activation functions, conversions.
+//!
+//! All of it reads and writes each value once, so it is bound by memory; long inputs are split over the pool.
+
+use half::{bf16, f16};
+
+use super::math::{erf, exp, sigmoid, tanh};
+use super::shared::SharedMut;
+use super::simd::{Kernel, LANES, Simd};
+use crate::formats::Element;
+use crate::{Isa, Pool};
+
+/// Elements that are worth a part of a parallel region.
+const PART: usize = 1 << 14;
+
+/// An activation function.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// x · sigmoid(x).
+    Silu,
+    /// x · Φ(x), with the exact error function.
+    Gelu,
+    /// The approximation of GELU by a hyperbolic tangent.
+    GeluTanh,
+    /// max(x, 0).
+    Relu,
+    /// max(x, 0)².
+    ReluSquared,
+}
+
+/// Which elements of a head turn together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RopeStyle {
+    /// Element `i` with element `i + rotary_dim / 2` (Hugging Face's Llama).
+    Halves,
+    /// Element `2 i` with element `2 i + 1` (GPT-J, Mistral's own files).
+    Interleaved,
+}
+
+/// The shape of rotary position embeddings.
+#[derive(Clone, Copy, Debug)]
+pub struct Rope {
+    /// Heads in each token's row.
+    pub n_heads: usize,
+    /// Elements of a head.
+    pub head_dim: usize,
+    /// The first element of a head that turns.
+    pub offset: usize,
+    /// How many elements of a head turn, from `offset` on; even.
+    pub rotary_dim: usize,
+    /// Which of them turn together.
+    pub style: RopeStyle,
+}
+
+// ---------------------------------------------------------------------------------------------- norms
+
+/// Root-mean-square norm of each row of `weight.len()` elements: `out = x / sqrt(mean(x²) + eps) * weight`.
+///
+/// # Panics
+/// When `x` is not whole rows, or `out` is not as long as `x`.
+pub fn rms_norm(isa: Isa, pool: &Pool, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+    check_rows(x.len(), weight.len(), out.len());
+    by_rows(pool, weight.len(), out, |at, out| {
+        let x = &x[at..at + out.len()];
+        for (x, out) in rows(x, weight.len()).zip(out.chunks_exact_mut(weight.len())) {
+            out.copy_from_slice(x);
+            isa.run(RmsNorm { x: out, weight, eps });
+        }
+    });
+}
+
+/// [`rms_norm`] in place.
+///
+/// # Panics
+/// When `x` is not whole rows.
+pub fn rms_norm_in_place(isa: Isa, pool: &Pool, x: &mut [f32], weight: &[f32], eps: f32) {
+    check_rows(x.len(), weight.len(), x.len());
+    by_rows(pool, weight.len(), x, |_, x| {
+        for x in x.chunks_exact_mut(weight.len()) {
+            isa.run(RmsNorm { x, weight, eps });
+        }
+    });
+}
+
+/// Adds `y` to the residual stream `x`, then writes the root-mean-square norm of the sum to `out`.
+///
+/// # Panics
+/// When `x` is not whole rows, or the lengths differ.
+pub fn add_rms_norm(
+    isa: Isa,
+    pool: &Pool,
+    x: &mut [f32],
+    y: &[f32],
+    weight: &[f32],
+    eps: f32,
+    out: &mut [f32],
+) {
+    check_rows(x.len(), weight.len(), out.len());
+    check_lengths(x.len(), y.len());
+    let out = SharedMut::new(out);
+    by_rows(pool, weight.len(), x, |at, x| {
+        let y = &y[at..at + x.len()];
+        isa.run(Zip { x, y, f: Add });
+        // SAFETY: each part has its own rows.
+        let out = unsafe { out.slice(at, x.len()) };
+        for (x, out) in x.chunks_exact(weight.len()).zip(out.chunks_exact_mut(weight.len())) {
+            out.copy_from_slice(x);
+            isa.run(RmsNorm { x: out, weight, eps });
+        }
+    });
+}
+
+/// Layer norm of each row of `weight.len()` elements: `out = (x - mean) / sqrt(variance + eps) * weight + bias`.
+///
+/// # Panics
+/// When `x` is not whole rows, or the lengths differ.
+pub fn layer_norm(
+    isa: Isa,
+    pool: &Pool,
+    x: &[f32],
+    weight: &[f32],
+    bias: Option<&[f32]>,
+    eps: f32,
+    out: &mut [f32],
+) {
+    check_rows(x.len(), weight.len(), out.len());
+    if let Some(bias) = bias {
+        check_lengths(weight.len(), bias.len());
+    }
+    by_rows(pool, weight.len(), out, |at, out| {
+        let x = &x[at..at + out.len()];
+        for (x, out) in rows(x, weight.len()).zip(out.chunks_exact_mut(weight.len())) {
+            out.copy_from_slice(x);
+            isa.run(LayerNorm { x: out, weight, bias, eps });
+        }
+    });
+}
+
+struct RmsNorm<'a> {
+    x: &'a mut [f32],
+    weight: &'a [f32],
+    eps: f32,
+}
+
+impl Kernel for RmsNorm<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let mean = sum_of_squares(s, self.x, 0.0) / self.x.len() as f32;
+        scale_by_weight(s, self.x, 1.0 / (mean + self.eps).sqrt(), self.weight);
+    }
+}
+
+struct LayerNorm<'a> {
+    x: &'a mut [f32],
+    weight: &'a [f32],
+    bias: Option<&'a [f32]>,
+    eps: f32,
+}
+
+impl Kernel for LayerNorm<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let n = self.x.len() as f32;
+        let mean = sum(s, self.x) / n;
+        let variance = sum_of_squares(s, self.x, mean) / n;
+        each(s, self.x, |v| s.sub(v, s.splat(mean)));
+        scale_by_weight(s, self.x, 1.0 / (variance + self.eps).sqrt(), self.weight);
+        if let Some(bias) = self.bias {
+            each_with(s, self.x, bias, |x, b| s.add(x, b));
+        }
+    }
+}
+
+/// The sum of all elements.
+#[inline(always)]
+fn sum<S: Simd>(s: S, x: &[f32]) -> f32 {
+    let (whole, rest) = x.as_chunks::<LANES>();
+    let mut total = s.load_some(rest, 0.0);
+    for v in whole {
+        total = s.add(total, s.load(v));
+    }
+    s.sum(total)
+}
+
+/// The sum of the squares of the distances from `mean`.
+#[inline(always)]
+fn sum_of_squares<S: Simd>(s: S, x: &[f32], mean: f32) -> f32 {
+    let (whole, rest) = x.as_chunks::<LANES>();
+    let first = s.sub(s.load_some(rest, mean), s.splat(mean));
+    let mut total = s.mul(first, first);
+    for v in whole {
+        let v = s.sub(s.load(v), s.splat(mean));
+        total = s.mul_add(v, v, total);
+    }
+    s.sum(total)
+}
+
+#[inline(always)]
+fn scale_by_weight<S: Simd>(s: S, x: &mut [f32], scale: f32, weight: &[f32]) {
+    let scale = s.splat(scale);
+    each_with(s, x, weight, |x, w| s.mul(s.mul(x, scale), w));
+}
+
+// ---------------------------------------------------------------------------------------------- sums and products
+
+/// `x += y`.
+///
+/// # Panics
+/// When the lengths differ.
+pub fn add(isa: Isa, pool: &Pool, x: &mut [f32], y: &[f32]) {
+    zip(isa, pool, x, y, Add);
+}
+
+/// `x *= y`, element by element.
+///
+/// # Panics
+/// When the lengths differ.
+pub fn mul(isa: Isa, pool: &Pool, x: &mut [f32], y: &[f32]) {
+    zip(isa, pool, x, y, Mul);
+}
+
+/// `x += factor * y`: what an expert adds to a token.
+///
+/// # Panics
+/// When the lengths differ.
+pub fn add_scaled(isa: Isa, pool: &Pool, x: &mut [f32], factor: f32, y: &[f32]) {
+    zip(isa, pool, x, y, AddScaled(factor));
+}
+
+/// Adds `bias` to each row of `bias.len()` elements.
+///
+/// # Panics
+/// When `x` is not whole rows.
+pub fn add_bias(isa: Isa, pool: &Pool, x: &mut [f32], bias: &[f32]) {
+    check_rows(x.len(), bias.len(), x.len());
+    by_rows(pool, bias.len(), x, |_, x| {
+        for x in x.chunks_exact_mut(bias.len()) {
+            isa.run(Zip { x, y: bias, f: Add });
+        }
+    });
+}
+
+/// `x *= factor`.
+pub fn scale(isa: Isa, pool: &Pool, x: &mut [f32], factor: f32) {
+    by_rows(pool, 1, x, |_, x| isa.run(Map { x, f: Scale(factor) }));
+}
+
+/// `x = cap * tanh(x / cap)`.
+pub fn softcap(isa: Isa, pool: &Pool, x: &mut [f32], cap: f32) {
+    by_rows(pool, 1, x, |_, x| isa.run(Map { x, f: SoftCap(cap) }));
+}
+
+/// Softmax of each row of `row` elements. A row that is minus infinity throughout becomes zeros.
+///
+/// # Panics
+/// When `x` is not whole rows.
+pub fn softmax(isa: Isa, pool: &Pool, x: &mut [f32], row: usize) {
+    check_rows(x.len(), row, x.len());
+    by_rows(pool, row, x, |_, x| {
+        for x in x.chunks_exact_mut(row) {
+            isa.run(Softmax { x });
+        }
+    });
+}
+
+struct Softmax<'a> {
+    x: &'a mut [f32],
+}
+
+impl Kernel for Softmax<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let (whole, rest) = self.x.as_chunks::<LANES>();
+        let mut top = s.load_some(rest, f32::NEG_INFINITY);
+        for v in whole {
+            top = s.max(top, s.load(v));
+        }
+        let top = s.largest(top);
+        if top == f32::NEG_INFINITY {
+            return self.x.fill(0.0);
+        }
+        each(s, self.x, |v| exp(s, s.sub(v, s.splat(top))));
+        let total = sum(s, self.x);
+        each(s, self.x, |v| s.mul(v, s.splat(1.0 / total)));
+    }
+}
+
+// ---------------------------------------------------------------------------------------------- activations
+
+/// `x = act(x)`.
+pub fn activate(isa: Isa, pool: &Pool, act: Activation, x: &mut [f32]) {
+    by_rows(pool, 1, x, |_, x| match act {
+        Activation::Silu => isa.run(Map { x, f: Silu }),
+        Activation::Gelu => isa.run(Map { x, f: Gelu }),
+        Activation::GeluTanh => isa.run(Map { x, f: GeluTanh }),
+        Activation::Relu => isa.run(Map { x, f: Relu }),
+        Activation::ReluSquared => isa.run(Map { x, f: ReluSquared }),
+    });
+}
+
+/// `gate = act(gate) * up`: the middle of a gated MLP.
+///
+/// # Panics
+/// When the lengths differ.
+pub fn gated(isa: Isa, pool: &Pool, act: Activation, gate: &mut [f32], up: &[f32]) {
+    match act {
+        Activation::Silu => zip(isa, pool, gate, up, Gated(Silu)),
+        Activation::Gelu => zip(isa, pool, gate, up, Gated(Gelu)),
+        Activation::GeluTanh => zip(isa, pool, gate, up, Gated(GeluTanh)),
+        Activation::Relu => zip(isa, pool, gate, up, Gated(Relu)),
+        Activation::ReluSquared => zip(isa, pool, gate, up, Gated(ReluSquared)),
+    }
+}
+
+/// A function of one vector.
+trait Unary: Copy + Sync {
+    fn apply<S: Simd>(self, s: S, x: S::F) -> S::F;
+}
+
+/// A function of two vectors.
+trait Binary: Copy + Sync {
+    fn apply<S: Simd>(self, s: S, x: S::F, y: S::F) -> S::F;
+}
+
+#[derive(Clone, Copy)]
+struct Silu;
+impl Unary for Silu {
+    #[inline(always)]
+    fn apply<S: Simd>(self, s: S, x: S::F) -> S::F {
+        s.mul(x, sigmoid(s, x))
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Gelu;
+impl Unary for Gelu {
+    #[inline(always)]
+    fn apply<S: Simd>(self, s: S, x: S::F) -> S::F {
+        let half = s.mul(x, s.splat(0.5));
+        s.mul_add(half, erf(s, s.mul(x, s.splat(std::f32::consts::FRAC_1_SQRT_2))), half)
+    }
+}
+
+#[derive(Clone, Copy)]
+struct GeluTanh;
+impl Unary for GeluTanh {
+    #[inline(always)]
+    fn apply<S: Simd>(self, s: S, x: S::F) -> S::F {
+        // sqrt(2 / pi) * (x + 0.044715 x³)
+        let cubic = s.mul_add(s.mul(x, x), s.splat(0.044_715), s.splat(1.0));
+        let inner = s.mul(s.mul(x, s.splat(0.797_884_6)), cubic);
+        let half = s.mul(x, s.splat(0.5));
+        s.mul_add(half, tanh(s, inner), half)
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Relu;
+impl Unary for Relu {
+    #[inline(always)]
+    fn apply<S: Simd>(self, s: S, x: S::F) -> S::F {
+        s.max(s.splat(0.0), x)
+    }
+}
+
+#[derive(Clone, Copy)]
+struct ReluSquared;
+impl Unary for ReluSquared {
+    #[inline(always)]
+    fn apply<S: Simd>(self, s: S, x: S::F) -> S::F {
+        let x = s.max(s.splat(0.0), x);
+        s.mul(x, x)
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Scale(f32);
+impl Unary for Scale {
+    #[inline(always)]
+    fn apply<S: Simd>(self, s: S, x: S::F) -> S::F {
+        s.mul(x, s.splat(self.0))
+    }
+}
+
+#[derive(Clone, Copy)]
+struct SoftCap(f32);
+impl Unary for SoftCap {
+    #[inline(always)]
+    fn apply<S: Simd>(self, s: S, x: S::F) -> S::F {
+        s.mul(s.splat(self.0), tanh(s, s.div(x, s.splat(self.0))))
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Add;
+impl Binary for Add {
+    #[inline(always)]
+    fn apply<S: Simd>(self, s: S, x: S::F, y: S::F) -> S::F {
+        s.add(x, y)
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Mul;
+impl Binary for Mul {
+    #[inline(always)]
+    fn apply<S: Simd>(self, s: S, x: S::F, y: S::F) -> S::F {
+        s.mul(x, y)
+    }
+}
+
+#[derive(Clone, Copy)]
+struct AddScaled(f32);
+impl Binary for AddScaled {
+    #[inline(always)]
+    fn apply<S: Simd>(self, s: S, x: S::F, y: S::F) -> S::F {
+        s.mul_add(s.splat(self.0), y, x)
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Gated<U>(U);
+impl<U: Unary> Binary for Gated<U> {
+    #[inline(always)]
+    fn apply<S: Simd>(self, s: S, gate: S::F, up: S::F) -> S::F {
+        s.mul(self.0.apply(s, gate), up)
+    }
+}
+
+/// `x = f(x)`.
+struct Map<'a, U> {
+    x: &'a mut [f32],
+    f: U,
+}
+
+impl<U: Unary> Kernel for Map<'_, U> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        each(s, self.x, |v| self.f.apply(s, v));
+    }
+}
+
+/// `x = f(x, y)`.
+struct Zip<'a, B> {
+    x: &'a mut [f32],
+    y: &'a [f32],
+    f: B,
+}
+
+impl<B: Binary> Kernel for Zip<'_, B> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        each_with(s, self.x, self.y, |x, y| self.f.apply(s, x, y));
+    }
+}
+
+fn zip(isa: Isa, pool: &Pool, x: &mut [f32], y: &[f32], f: impl Binary) {
+    check_lengths(x.len(), y.len());
+    by_rows(pool, 1, x, |at, x| isa.run(Zip { y: &y[at..at + x.len()], x, f }));
+}
+
+// ---------------------------------------------------------------------------------------------- positions
+
+/// Turns each head of each token by its position, in place.
+///
+/// `x` is `[n, n_heads, head_dim]`; `cos` and `sin` are `[n, rotary_dim / 2]`, the angles of each token's position.
+///
+/// # Panics
+/// When the lengths do not fit together.
+pub fn rope(isa: Isa, pool: &Pool, rope: &Rope, cos: &[f32], sin: &[f32], x: &mut [f32]) {
+    let (row, half) = (rope.n_heads * rope.head_dim, rope.rotary_dim / 2);
+    assert!(
+        rope.rotary_dim.is_multiple_of(2),
+        "an odd number of rotary elements: {}",
+        rope.rotary_dim
+    );
+    assert!(rope.offset + rope.rotary_dim <= rope.head_dim, "rotary elements outside of the head");
+    check_lengths(cos.len(), sin.len());
+    if x.is_empty() || half == 0 {
+        return;
+    }
+    assert_eq!((x.len() % row, x.len() / row * half), (0, cos.len()), "rope: rows of x, cosines");
+    by_rows(pool, row, x, |at, x| {
+        for (i, x) in x.chunks_exact_mut(row).enumerate() {
+            let token = at / row + i;
+            let angles = token * half..(token + 1) * half;
+            isa.run(Turn { rope, cos: &cos[angles.clone()], sin: &sin[angles], x });
+        }
+    });
+}
+
+/// Turns the heads of one token.
+struct Turn<'a> {
+    rope: &'a Rope,
+    cos: &'a [f32],
+    sin: &'a [f32],
+    x: &'a mut [f32],
+}
+
+impl Kernel for Turn<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        let Rope { head_dim, offset, rotary_dim, style, .. } = *self.rope;
+        for head in self.x.chunks_exact_mut(head_dim) {
+            let head = &mut head[offset..offset + rotary_dim];
+            match style {
+                RopeStyle::Halves => turn_halves(head, self.cos, self.sin),
+                RopeStyle::Interleaved => turn_pairs(head, self.cos, self.sin),
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn turn_halves(head: &mut [f32], cos: &[f32], sin: &[f32]) {
+    let (first, second) = head.split_at_mut(cos.len());
+    for (((a, b), cos), sin) in first.iter_mut().zip(second).zip(cos).zip(sin) {
+        (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
+    }
+}
+
+#[inline(always)]
+fn turn_pairs(head: &mut [f32], cos: &[f32], sin: &[f32]) {
+    let (pairs, _) = head.as_chunks_mut::<2>();
+    for (([a, b], cos), sin) in pairs.iter_mut().zip(cos).zip(sin) {
+        (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
+    }
+}
+
+// ---------------------------------------------------------------------------------------------- conversions
+
+/// Widens half precision.
+///
+/// # Panics
+/// When the lengths differ.
+pub fn f16_to_f32(isa: Isa, from: &[f16], to: &mut [f32]) {
+    check_lengths(from.len(), to.len());
+    isa.run(Widen { from, to });
+}
+
+/// Widens bfloat16.
+///
+/// # Panics
+/// When the lengths differ.
+pub fn bf16_to_f32(isa: Isa, from: &[bf16], to: &mut [f32]) {
+    check_lengths(from.len(), to.len());
+    isa.run(Widen { from, to });
+}
+
+/// Rounds to half precision, to the nearest, ties to even; too large becomes infinite.
+///
+/// # Panics
+/// When the lengths differ.
+pub fn f32_to_f16(isa: Isa, from: &[f32], to: &mut [f16]) {
+    check_lengths(from.len(), to.len());
+    isa.run(Narrow { from, to });
+}
+
+/// Rounds to bfloat16, to the nearest, ties to even.
+///
+/// # Panics
+/// When the lengths differ.
+pub fn f32_to_bf16(from: &[f32], to: &mut [bf16]) {
+    check_lengths(from.len(), to.len());
+    for (from, to) in from.iter().zip(to) {
+        *to = bf16::from_f32(*from);
+    }
+}
+
+struct Widen<'a, E> {
+    from: &'a [E],
+    to: &'a mut [f32],
+}
+
+impl<E: Element> Kernel for Widen<'_, E> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let (from, from_rest) = self.from.as_chunks::<LANES>();
+        let (to, to_rest) = self.to.as_chunks_mut::<LANES>();
+        for (from, to) in from.iter().zip(to) {
+            s.store(E::load(s, from), to);
+        }
+        s.store_some(E::load_some(s, from_rest), to_rest);
+    }
+}
+
+struct Narrow<'a> {
+    from: &'a [f32],
+    to: &'a mut [f16],
+}
+
+impl Kernel for Narrow<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let (from, from_rest) = self.from.as_chunks::<LANES>();
+        let (to, to_rest) = self.to.as_chunks_mut::<LANES>();
+        for (from, to) in from.iter().zip(to) {
+            s.store_f16(s.load(from), to);
+        }
+        let mut last = [f16::ZERO; LANES];
+        s.store_f16(s.load_some(from_rest, 0.0), &mut last);
+        to_rest.copy_from_slice(&last[..to_rest.len()]);
+    }
+}
+
+// ---------------------------------------------------------------------------------------------- shared
+
+/// `x = f(x)` for all vectors of a slice.
+#[inline(always)]
+fn each<S: Simd>(s: S, x: &mut [f32], f: impl Fn(S::F) -> S::F) {
+    let (whole, rest) = x.as_chunks_mut::<LANES>();
+    for v in whole {
+        let y = f(s.load(v));
+        s.store(y, v);
+    }
+    let y = f(s.load_some(rest, 0.0));
+    s.store_some(y, rest);
+}
+
+/// `x = f(x, y)` for all vectors of two slices.
+#[inline(always)]
+fn each_with<S: Simd>(s: S, x: &mut [f32], y: &[f32], f: impl Fn(S::F, S::F) -> S::F) {
+    let (xs, x_rest) = x.as_chunks_mut::<LANES>();
+    let (ys, y_rest) = y.as_chunks::<LANES>();
+    for (x, y) in xs.iter_mut().zip(ys) {
+        let v = f(s.load(x), s.load(y));
+        s.store(v, x);
+    }
+    let v = f(s.load_some(x_rest, 0.0), s.load_some(y_rest, 0.0));
+    s.store_some(v, x_rest);
+}
+
+fn rows(x: &[f32], row: usize) -> std::slice::ChunksExact<'_, f32> {
+    x.chunks_exact(row)
+}
+
+/// Calls `f(at, part)` for parts of whole rows of `x`, on the pool where there is enough to do.
+fn by_rows(pool: &Pool, row: usize, x: &mut [f32], f: impl Fn(usize, &mut [f32]) + Sync) {
+    let rows_per_part = (PART / row.max(1)).max(1);
+    let part = rows_per_part * row;
+    let len = x.len();
+    if len <= part || pool.n_threads() == 1 {
+        return f(0, x);
+    }
+    let x = SharedMut::new(x);
+    pool.run(len.div_ceil(part), &|i| {
+        let at = i * part;
+        // SAFETY: the parts do not overlap.
+        f(at, unsafe { x.slice(at, part.min(len - at)) });
+    });
+}
+
+#[track_caller]
+fn check_lengths(a: usize, b: usize) {
+    assert_eq!(a, b, "slices of different lengths");
+}
+
+#[track_caller]
+fn check_rows(len: usize, row: usize, out: usize) {
+    assert!(
+        len == 0 || (row > 0 && len.is_multiple_of(row)),
+        "{len} elements are not rows of {row}"
+    );
+    check_lengths(len, out);
+}
+
+#[cfg(test)]
+#[path = "elementwise_tests.rs"]
+mod tests;

@@ -1,0 +1,268 @@
+//! Eight f32 lanes: the few vector operations that the kernels are written with, once for all instruction sets.
+//!
+//! A kernel is a struct with its arguments that implements [`Kernel`]; [`crate::Isa::run`] compiles its body once
+//! for each instruction set and picks at run time. Everything that a body calls must be `#[inline(always)]`, or it is
+//! compiled without the instructions (slow, never wrong).
+//!
+//! The token types ([`Portable`], [`Avx2`]) prove that the instructions are there: that is what makes the
+//! intrinsics below sound.
+
+use half::{bf16, f16};
+
+/// Lanes of a vector.
+pub(crate) const LANES: usize = 8;
+
+/// A computation that is written once over [`Simd`].
+pub(crate) trait Kernel {
+    /// What it returns.
+    type Output;
+    /// The body; implementations are `#[inline(always)]`.
+    fn run<S: Simd>(self, s: S) -> Self::Output;
+}
+
+/// Operations on eight f32 lanes. `self` is the proof that the instructions exist.
+pub(crate) trait Simd: Copy {
+    /// Eight f32.
+    type F: Copy;
+    fn splat(self, x: f32) -> Self::F;
+    fn load(self, from: &[f32; LANES]) -> Self::F;
+    fn store(self, v: Self::F, to: &mut [f32; LANES]);
+    fn add(self, a: Self::F, b: Self::F) -> Self::F;
+    fn sub(self, a: Self::F, b: Self::F) -> Self::F;
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F;
+    fn div(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a * b + c`, rounded once where the instruction set has it.
+    fn mul_add(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// `b` where either is NaN.
+    fn max(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `b` where either is NaN.
+    fn min(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `yes` where `a < b`, else `no`.
+    fn if_less(self, a: Self::F, b: Self::F, yes: Self::F, no: Self::F) -> Self::F;
+    /// To the nearest integer, ties to even.
+    fn round(self, a: Self::F) -> Self::F;
+    /// 2 to the power of whole numbers from -126 to 127.
+    fn exp2_whole(self, n: Self::F) -> Self::F;
+    fn load_f16(self, from: &[f16; LANES]) -> Self::F;
+    fn load_bf16(self, from: &[bf16; LANES]) -> Self::F;
+    /// To the nearest, ties to even.
+    fn store_f16(self, v: Self::F, to: &mut [f16; LANES]);
+
+    /// The lanes as an array.
+    #[inline(always)]
+    fn lanes(self, v: Self::F) -> [f32; LANES] {
+        let mut out = [0.0; LANES];
+        self.store(v, &mut out);
+        out
+    }
+
+    /// The sum of the lanes, always added in the same order.
+    #[inline(always)]
+    fn sum(self, v: Self::F) -> f32 {
+        let [a, b, c, d, e, f, g, h] = self.lanes(v);
+        ((a + e) + (c + g)) + ((b + f) + (d + h))
+    }
+
+    /// The largest lane; a NaN may be passed over.
+    #[inline(always)]
+    fn largest(self, v: Self::F) -> f32 {
+        self.lanes(v).into_iter().fold(f32::NEG_INFINITY, f32::max)
+    }
+
+    /// Loads up to eight values; the missing lanes are `fill`.
+    #[inline(always)]
+    fn load_some(self, from: &[f32], fill: f32) -> Self::F {
+        let mut lanes = [fill; LANES];
+        lanes[..from.len()].copy_from_slice(from);
+        self.load(&lanes)
+    }
+
+    /// Stores the first `to.len()` lanes.
+    #[inline(always)]
+    fn store_some(self, v: Self::F, to: &mut [f32]) {
+        to.copy_from_slice(&self.lanes(v)[..to.len()]);
+    }
+}
+
+/// Plain Rust on arrays; the compiler makes vector code of it for the target's baseline.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Portable;
+
+#[inline(always)]
+fn map(a: [f32; LANES], b: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> [f32; LANES] {
+    std::array::from_fn(|i| f(a[i], b[i]))
+}
+
+impl Simd for Portable {
+    type F = [f32; LANES];
+    #[inline(always)]
+    fn splat(self, x: f32) -> Self::F {
+        [x; LANES]
+    }
+    #[inline(always)]
+    fn load(self, from: &[f32; LANES]) -> Self::F {
+        *from
+    }
+    #[inline(always)]
+    fn store(self, v: Self::F, to: &mut [f32; LANES]) {
+        *to = v;
+    }
+    #[inline(always)]
+    fn add(self, a: Self::F, b: Self::F) -> Self::F {
+        map(a, b, |a, b| a + b)
+    }
+    #[inline(always)]
+    fn sub(self, a: Self::F, b: Self::F) -> Self::F {
+        map(a, b, |a, b| a - b)
+    }
+    #[inline(always)]
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F {
+        map(a, b, |a, b| a * b)
+    }
+    #[inline(always)]
+    fn div(self, a: Self::F, b: Self::F) -> Self::F {
+        map(a, b, |a, b| a / b)
+    }
+    #[inline(always)]
+    fn mul_add(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        // Without the instruction, `f32::mul_add` is a call of a library function.
+        if cfg!(any(target_arch = "aarch64", target_feature = "fma")) {
+            std::array::from_fn(|i| a[i].mul_add(b[i], c[i]))
+        } else {
+            std::array::from_fn(|i| a[i] * b[i] + c[i])
+        }
+    }
+    #[inline(always)]
+    fn max(self, a: Self::F, b: Self::F) -> Self::F {
+        map(a, b, |a, b| if a > b { a } else { b })
+    }
+    #[inline(always)]
+    fn min(self, a: Self::F, b: Self::F) -> Self::F {
+        map(a, b, |a, b| if a < b { a } else { b })
+    }
+    #[inline(always)]
+    fn if_less(self, a: Self::F, b: Self::F, yes: Self::F, no: Self::F) -> Self::F {
+        std::array::from_fn(|i| if a[i] < b[i] { yes[i] } else { no[i] })
+    }
+    #[inline(always)]
+    fn round(self, a: Self::F) -> Self::F {
+        // Adding and taking away 1.5 * 2^23 leaves no fraction bits: right for |a| < 2^22, and vectorises.
+        const SHIFT: f32 = 12_582_912.0;
+        a.map(|a| (a + SHIFT) - SHIFT)
+    }
+    #[inline(always)]
+    fn exp2_whole(self, n: Self::F) -> Self::F {
+        n.map(|n| {
+            // As integers, floats just above 2^23 count up by one: the sum's low bits are the exponent.
+            let biased = (n + (8_388_608.0 + 127.0)).to_bits();
+            f32::from_bits(biased << 23)
+        })
+    }
+    #[inline(always)]
+    fn load_f16(self, from: &[f16; LANES]) -> Self::F {
+        from.map(widen_f16)
+    }
+    #[inline(always)]
+    fn load_bf16(self, from: &[bf16; LANES]) -> Self::F {
+        from.map(|x| f32::from_bits(u32::from(x.to_bits()) << 16))
+    }
+    #[inline(always)]
+    fn store_f16(self, v: Self::F, to: &mut [f16; LANES]) {
+        *to = v.map(f16::from_f32_const);
+    }
+}
+
+/// f16 to f32 without branches, so that the loop around it vectorises.
+#[inline(always)]
+fn widen_f16(x: f16) -> f32 {
+    let bits = u32::from(x.to_bits());
+    let sign = (bits & 0x8000) << 16;
+    let magnitude = bits & 0x7fff;
+    // Read the bits as an f32 of exponent 112 too small, then multiply: this also rights subnormals.
+    let value = f32::from_bits(magnitude << 13) * f32::from_bits(0x7780_0000);
+    // An exponent of all ones must stay so (infinity, NaN).
+    let special =
+        if magnitude >= 0x7c00 { 0x7f80_0000 | (magnitude << 13) } else { value.to_bits() };
+    f32::from_bits(special | sign)
+}
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) use avx2::{Avx2, avx2_door};
+
+#[cfg(target_arch = "x86_64")]
+mod avx2 {
+    #[allow(
+        clippy::wildcard_imports,
+        reason = "the names of the intrinsics say where they come from"
+    )]
+    use std::arch::x86_64::*;
+
+    use half::{bf16, f16};
+
+    use super::{Kernel, LANES, Simd};
+
+    /// Proof that the CPU has AVX2, FMA and F16C: only [`Avx2::detect`] makes one.
+    #[derive(Clone, Copy, PartialEq, Eq)]
+    pub(crate) struct Avx2(());
+
+    impl Avx2 {
+        pub(crate) fn detect() -> Option<Self> {
+            let all = is_x86_feature_detected!("avx2")
+                && is_x86_feature_detected!("fma")
+                && is_x86_feature_detected!("f16c");
+            all.then_some(Self(()))
+        }
+    }
+
+    /// The one place where code compiled for AVX2 is entered: all that is inlined into it may use the instructions.
+    #[target_feature(enable = "avx2,fma,f16c")]
+    pub(crate) fn avx2_door<K: Kernel>(token: Avx2, kernel: K) -> K::Output {
+        kernel.run(token)
+    }
+
+    /// Defines methods that are one intrinsic each.
+    macro_rules! intrinsics {
+        ($($name:ident($($arg:ident: $type:ty),*) -> $out:ty = $body:expr;)*) => {$(
+            #[inline(always)]
+            fn $name(self, $($arg: $type),*) -> $out {
+                // SAFETY: `self` proves that the CPU has the instructions; loads and stores go through array
+                // references of the full width.
+                unsafe { $body }
+            }
+        )*};
+    }
+
+    impl Simd for Avx2 {
+        type F = __m256;
+        intrinsics! {
+            splat(x: f32) -> __m256 = _mm256_set1_ps(x);
+            load(from: &[f32; LANES]) -> __m256 = _mm256_loadu_ps(from.as_ptr());
+            store(v: __m256, to: &mut [f32; LANES]) -> () = _mm256_storeu_ps(to.as_mut_ptr(), v);
+            add(a: __m256, b: __m256) -> __m256 = _mm256_add_ps(a, b);
+            sub(a: __m256, b: __m256) -> __m256 = _mm256_sub_ps(a, b);
+            mul(a: __m256, b: __m256) -> __m256 = _mm256_mul_ps(a, b);
+            div(a: __m256, b: __m256) -> __m256 = _mm256_div_ps(a, b);
+            mul_add(a: __m256, b: __m256, c: __m256) -> __m256 = _mm256_fmadd_ps(a, b, c);
+            max(a: __m256, b: __m256) -> __m256 = _mm256_max_ps(a, b);
+            min(a: __m256, b: __m256) -> __m256 = _mm256_min_ps(a, b);
+            if_less(a: __m256, b: __m256, yes: __m256, no: __m256) -> __m256 =
+                _mm256_blendv_ps(no, yes, _mm256_cmp_ps::<_CMP_LT_OQ>(a, b));
+            round(a: __m256) -> __m256 =
+                _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a);
+            exp2_whole(n: __m256) -> __m256 = {
+                let biased = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+                _mm256_castsi256_ps(_mm256_slli_epi32::<23>(biased))
+            };
+            load_f16(from: &[f16; LANES]) -> __m256 =
+                _mm256_cvtph_ps(_mm_loadu_si128(from.as_ptr().cast()));
+            load_bf16(from: &[bf16; LANES]) -> __m256 = {
+                let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.as_ptr().cast()));
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
+            };
+            store_f16(v: __m256, to: &mut [f16; LANES]) -> () = _mm_storeu_si128(
+                to.as_mut_ptr().cast(),
+                _mm256_cvtps_ph::<{ _MM_FROUND_TO_NEAREST_INT }>(v),
+            );
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! The instruction sets that the kernels are written for, and the choice between them at run time.
+//!
+//! An [`Isa`] is a proof: it can only be made by asking the CPU, so a kernel that receives one may use its
+//! instructions. Nothing else in the crate asks the CPU again.
+
+use std::fmt;
+
+#[cfg(target_arch = "x86_64")]
+use crate::cpu::simd::{Avx2, avx2_door};
+use crate::cpu::simd::{Kernel, Portable};
+
+/// The environment variable that forces an instruction set: `portable` or `avx2`.
+pub const ISA_VARIABLE: &str = "TRAMONTANE_ISA";
+
+/// An instruction set that this CPU is known to have.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Isa(Level);
+
+/// What there are kernels for. The AVX2 level also needs FMA and F16C, which all such CPUs but a few have.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Level {
+    Portable(Portable),
+    #[cfg(target_arch = "x86_64")]
+    Avx2(Avx2),
+}
+
+impl Isa {
+    /// The fastest instruction set that this CPU has.
+    pub fn best() -> Self {
+        #[cfg(target_arch = "x86_64")]
+        if let Some(avx2) = Avx2::detect() {
+            return Self(Level::Avx2(avx2));
+        }
+        Self::portable()
+    }
+
+    /// Plain Rust that the compiler vectorises for the target's baseline: runs everywhere.
+    pub fn portable() -> Self {
+        Self(Level::Portable(Portable))
+    }
+
+    /// Every instruction set that this CPU has, the slowest first.
+    pub fn available() -> Vec<Self> {
+        let mut all = vec![Self::portable()];
+        if Self::best() != Self::portable() {
+            all.push(Self::best());
+        }
+        all
+    }
+
+    /// The instruction set that `TRAMONTANE_ISA` names, or the best one where it is not set.
+    ///
+    /// # Errors
+    /// Says what is wrong when the variable names an instruction set that is unknown or that this CPU lacks.
+    pub fn from_env() -> Result<Self, String> {
+        match std::env::var(ISA_VARIABLE) {
+            Ok(name) => Self::from_name(&name),
+            Err(std::env::VarError::NotPresent) => Ok(Self::best()),
+            Err(std::env::VarError::NotUnicode(_)) => {
+                Err(format!("{ISA_VARIABLE}: not valid unicode"))
+            }
+        }
+    }
+
+    /// The instruction set called `name`, as [`Isa::name`] spells it.
+    ///
+    /// # Errors
+    /// Says what is wrong when the name is unknown or this CPU lacks the instructions.
+    pub fn from_name(name: &str) -> Result<Self, String> {
+        let known = ["portable", "avx2"];
+        if let Some(isa) = Self::available().into_iter().find(|isa| isa.name() == name) {
+            return Ok(isa);
+        }
+        let have: Vec<_> = Self::available().into_iter().map(Self::name).collect();
+        let have = have.join(", ");
+        Err(match known.contains(&name) {
+            true => format!("{ISA_VARIABLE}: this CPU has no {name} (it has: {have})"),
+            false => {
+                format!("{ISA_VARIABLE}: unknown instruction set {name:?}, expected one of: {have}")
+            }
+        })
+    }
+
+    /// The name by which the environment variable, the bench record and the errors call it.
+    pub fn name(self) -> &'static str {
+        match self.0 {
+            Level::Portable(_) => "portable",
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2(_) => "avx2",
+        }
+    }
+
+    /// Runs a kernel that is written once for every instruction set, compiled for this one.
+    #[inline]
+    pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Output {
+        match self.0 {
+            Level::Portable(token) => kernel.run(token),
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: an `Avx2` exists only where the CPU has AVX2, FMA and F16C.
+            Level::Avx2(token) => unsafe { avx2_door(token, kernel) },
+        }
+    }
+}
+
+impl fmt::Debug for Isa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_lead_back_to_their_instruction_set() {
+        for isa in Isa::available() {
+            assert_eq!(Isa::from_name(isa.name()), Ok(isa));
+        }
+    }
+
+    #[test]
+    fn an_unknown_name_is_an_error_that_lists_the_known_ones() {
+        let error = Isa::from_name("mmx").unwrap_err();
+        assert!(error.contains("mmx") && error.contains("portable"), "{error}");
+    }
+}

@@ -1,0 +1,164 @@
+//! Every kernel in plain loops: the definition of right. Sums and functions are in f64.
+
+use crate::cpu::attention::{Attention, BLOCK, Kv, KvView};
+use crate::cpu::elementwise::{Activation, Rope, RopeStyle};
+
+/// `out = x · wᵀ`, with `w` `[rows, cols]`, `x` `[n, cols]`, `out` `[n, rows]`.
+pub fn matmul(w: &[f32], rows: usize, cols: usize, x: &[f32], out: &mut [f32]) {
+    for (i, out) in out.iter_mut().enumerate() {
+        let (token, row) = (i / rows, i % rows);
+        let dot = |k| f64::from(x[token * cols + k]) * f64::from(w[row * cols + k]);
+        *out = (0..cols).map(dot).sum::<f64>() as f32;
+    }
+}
+
+/// `x / sqrt(mean(x²) + eps) * weight`, for each row of `weight.len()` elements.
+pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+    for (x, out) in x.chunks(weight.len()).zip(out.chunks_mut(weight.len())) {
+        let mean = x.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>() / x.len() as f64;
+        let factor = 1.0 / (mean + f64::from(eps)).sqrt();
+        for ((out, x), w) in out.iter_mut().zip(x).zip(weight) {
+            *out = (f64::from(*x) * factor * f64::from(*w)) as f32;
+        }
+    }
+}
+
+/// `(x - mean) / sqrt(variance + eps) * weight + bias`, for each row of `weight.len()` elements.
+pub fn layer_norm(x: &[f32], weight: &[f32], bias: Option<&[f32]>, eps: f32, out: &mut [f32]) {
+    for (x, out) in x.chunks(weight.len()).zip(out.chunks_mut(weight.len())) {
+        let n = x.len() as f64;
+        let mean = x.iter().map(|&v| f64::from(v)).sum::<f64>() / n;
+        let variance = x.iter().map(|&v| (f64::from(v) - mean).powi(2)).sum::<f64>() / n;
+        let factor = 1.0 / (variance + f64::from(eps)).sqrt();
+        for (i, out) in out.iter_mut().enumerate() {
+            let bias = bias.map_or(0.0, |bias| f64::from(bias[i]));
+            *out = ((f64::from(x[i]) - mean) * factor * f64::from(weight[i]) + bias) as f32;
+        }
+    }
+}
+
+/// An activation function.
+pub fn activation(act: Activation, x: f32) -> f32 {
+    let x = f64::from(x);
+    let y = match act {
+        Activation::Silu => x / (1.0 + (-x).exp()),
+        Activation::Gelu => 0.5 * x * (1.0 + erf(x * std::f64::consts::FRAC_1_SQRT_2)),
+        Activation::GeluTanh => {
+            let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x.powi(3));
+            0.5 * x * (1.0 + inner.tanh())
+        }
+        Activation::Relu => {
+            if x < 0.0 {
+                0.0
+            } else {
+                x
+            }
+        }
+        Activation::ReluSquared => {
+            if x < 0.0 {
+                0.0
+            } else {
+                x * x
+            }
+        }
+    };
+    y as f32
+}
+
+/// The error function, by its Taylor series; at 6 and beyond it is 1 to all digits of f64.
+pub fn erf(x: f64) -> f64 {
+    if x.abs() >= 6.0 {
+        return x.signum();
+    }
+    // 2/√π · e^(-x²) · Σ 2^n x^(2n+1) / (1·3·5 … (2n+1)): all terms have one sign, so nothing cancels.
+    let (mut term, mut sum) = (x, x);
+    for n in 1..200 {
+        term *= 2.0 * x * x / f64::from(2 * n + 1);
+        sum += term;
+    }
+    std::f64::consts::FRAC_2_SQRT_PI * (-x * x).exp() * sum
+}
+
+/// Softmax of each row of `row` elements; a row of minus infinity becomes zeros.
+pub fn softmax(x: &mut [f32], row: usize) {
+    for x in x.chunks_mut(row) {
+        let top = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let weight = |v: f32| if v == f32::NEG_INFINITY { 0.0 } else { f64::from(v - top).exp() };
+        let sum: f64 = x.iter().map(|&v| weight(v)).sum();
+        x.iter_mut().for_each(|v| *v = if sum == 0.0 { 0.0 } else { (weight(*v) / sum) as f32 });
+    }
+}
+
+/// Rotary positions, as [`crate::cpu::elementwise::rope`].
+pub fn rope(rope: &Rope, cos: &[f32], sin: &[f32], x: &mut [f32]) {
+    let half = rope.rotary_dim / 2;
+    for (i, head) in x.chunks_mut(rope.head_dim).enumerate() {
+        let token = i / rope.n_heads;
+        for j in 0..half {
+            let (a, b) = match rope.style {
+                RopeStyle::Halves => (rope.offset + j, rope.offset + j + half),
+                RopeStyle::Interleaved => (rope.offset + 2 * j, rope.offset + 2 * j + 1),
+            };
+            let (cos, sin) = (f64::from(cos[token * half + j]), f64::from(sin[token * half + j]));
+            let (x, y) = (f64::from(head[a]), f64::from(head[b]));
+            head[a] = (x * cos - y * sin) as f32;
+            head[b] = (y * cos + x * sin) as f32;
+        }
+    }
+}
+
+/// Attention, as [`crate::cpu::attention::attend`].
+pub fn attend(a: &Attention<'_>, q: &[f32], start: usize, kv: &KvView<'_>, out: &mut [f32]) {
+    for (i, out) in out.chunks_mut(a.v_dim).enumerate() {
+        let (token, head) = (i / a.n_heads, i % a.n_heads);
+        let position = start + token;
+        let first = a.window.map_or(0, |window| (position + 1).saturating_sub(window));
+        let q = &q[i * a.k_dim..][..a.k_dim];
+        let scores: Vec<f64> =
+            (first..=position).map(|p| score(a, q, head, position, p, kv)).collect();
+        let top = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let weights: Vec<f64> = scores.iter().map(|score| (score - top).exp()).collect();
+        let sum: f64 = weights.iter().sum();
+        for (d, out) in out.iter_mut().enumerate() {
+            let value = |p| cached(kv, a, head, p, |block| block.v, a.v_dim, d);
+            let total: f64 = weights.iter().zip(first..).map(|(w, p)| w * value(p)).sum();
+            *out = (total / sum) as f32;
+        }
+    }
+}
+
+/// The score of the key at position `p` for a query.
+fn score(
+    a: &Attention<'_>,
+    q: &[f32],
+    head: usize,
+    position: usize,
+    p: usize,
+    kv: &KvView<'_>,
+) -> f64 {
+    let key = |d| cached(kv, a, head, p, |block| block.k, a.k_dim, d);
+    let dot: f64 = q.iter().enumerate().map(|(d, q)| f64::from(*q) * key(d)).sum();
+    let scaled = dot * f64::from(a.scale);
+    let capped = a.softcap.map_or(scaled, |cap| f64::from(cap) * (scaled / f64::from(cap)).tanh());
+    let slope = a.alibi_slopes.map_or(0.0, |slopes| f64::from(slopes[head]));
+    capped - slope * (position - p) as f64
+}
+
+/// Element `d` of the key or value at position `p` that query head `head` uses.
+fn cached<'a>(
+    kv: &KvView<'a>,
+    a: &Attention<'_>,
+    head: usize,
+    p: usize,
+    side: impl Fn(&crate::cpu::attention::KvBlock<'a>) -> Kv<'a>,
+    dim: usize,
+    d: usize,
+) -> f64 {
+    let kv_head = head / (a.n_heads / a.n_kv_heads);
+    let place = p - kv.first;
+    let i = (kv_head * BLOCK + place % BLOCK) * dim + d;
+    match side(&kv.blocks[place / BLOCK]) {
+        Kv::F32(data) => f64::from(data[i]),
+        Kv::F16(data) => data[i].to_f64(),
+    }
+}
