@@ -49,7 +49,7 @@ impl Charsmap {
         let (trie, replacements) = rest.split_at_checked(size).ok_or_else(bad)?;
         let units: Vec<u32> =
             trie.as_chunks::<4>().0.iter().map(|unit| u32::from_le_bytes(*unit)).collect();
-        if blob.len() > MAX_BYTES || size % 4 != 0 || units.is_empty() {
+        if blob.len() > MAX_BYTES || !size.is_multiple_of(4) || units.is_empty() {
             return Err(bad());
         }
         let replacements = std::str::from_utf8(replacements).map_err(|_| bad())?;

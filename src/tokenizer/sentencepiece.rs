@@ -242,10 +242,10 @@ impl SentencePiece {
                     best[end] = (before + score, at as u32);
                 }
             };
-            let window = &text[at..text.floor_char_boundary(at + self.longest)];
+            let window = &text[at..];
             let ends = window.char_indices().map(|(i, c)| i + c.len_utf8());
             let mut single = false;
-            for end in ends {
+            for end in ends.take_while(|end| *end <= self.longest) {
                 if let Some((_, score)) = self.pieces.get(&window[..end]) {
                     single |= end == c.len_utf8();
                     relax(at + end, *score);

@@ -130,7 +130,7 @@ impl Clock {
     fn check(&mut self) -> Result<()> {
         self.calls = self.calls.wrapping_add(1);
         // Reading the clock costs as much as a short match.
-        if self.calls % 64 == 0 && self.start.elapsed() > self.limit {
+        if self.calls.is_multiple_of(64) && self.start.elapsed() > self.limit {
             return Err(gave_up(&format!("no end after {:.0?}", self.limit)));
         }
         Ok(())
