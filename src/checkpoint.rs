@@ -58,6 +58,7 @@ struct Inner {
     tensors: Vec<TensorData>,
     files: Vec<WeightFile>,
     notes: Vec<String>,
+    total_bytes: u64,
 }
 
 impl Checkpoint {
@@ -172,7 +173,7 @@ impl Checkpoint {
     /// The size of all tensors in bytes, as stored.
     #[must_use]
     pub fn total_bytes(&self) -> u64 {
-        self.inner.tensors.iter().map(|tensor| tensor.bytes.len() as u64).sum()
+        self.inner.total_bytes
     }
 
     /// The files that were opened.
@@ -208,6 +209,7 @@ impl Inner {
             // `parse` promises ranges inside the file.
             let Some(bytes) = bytes.slice(entry.range) else { continue };
             let (name, dtype, shape) = (entry.name, entry.dtype, entry.shape);
+            self.total_bytes += bytes.len() as u64;
             self.tensors.push(TensorData { name, dtype, shape, bytes, file: place.clone() });
         }
         self.files.push(WeightFile { path: path.to_owned(), size: bytes.len() as u64 });
@@ -256,7 +258,7 @@ impl Inner {
                 "the files hold {count} tensors that the index does not name, such as `{example}`"
             ));
         }
-        let total: u64 = self.tensors.iter().map(|tensor| tensor.bytes.len() as u64).sum();
+        let total = self.total_bytes;
         if let Some(claimed) = index.total_size.filter(|claimed| *claimed != total) {
             self.notes.push(format!(
                 "the index claims {claimed} bytes of tensors, the files hold {total}"
