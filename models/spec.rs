@@ -314,13 +314,19 @@ impl Architecture {
 }
 
 impl Layer {
+    /// The layer's attention, if it has one.
+    #[must_use]
+    pub fn attention(&self) -> Option<&Attention> {
+        match &self.mixer {
+            Some(Mixer::Attention(attention)) => Some(attention),
+            None => None,
+        }
+    }
+
     fn n_parameters(&self, hidden: usize) -> u64 {
         let norms = [&self.mixer_norm, &self.post_mixer_norm, &self.mlp_norm, &self.post_mlp_norm];
         let norms: u64 = norms.into_iter().flatten().map(|n| n.n_parameters(hidden)).sum();
-        let mixer = match &self.mixer {
-            Some(Mixer::Attention(attention)) => attention.n_parameters(hidden),
-            None => 0,
-        };
+        let mixer = self.attention().map_or(0, |attention| attention.n_parameters(hidden));
         norms + mixer + self.mlp.as_ref().map_or(0, |mlp| mlp.n_parameters(hidden))
     }
 }

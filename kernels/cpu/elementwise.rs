@@ -136,6 +136,29 @@ pub fn layer_norm(
     });
 }
 
+/// [`layer_norm`] in place.
+///
+/// # Panics
+/// When `x` is not whole rows, or the lengths differ.
+pub fn layer_norm_in_place(
+    isa: Isa,
+    pool: &Pool,
+    x: &mut [f32],
+    weight: &[f32],
+    bias: Option<&[f32]>,
+    eps: f32,
+) {
+    check_rows(x.len(), weight.len(), x.len());
+    if let Some(bias) = bias {
+        check_lengths(weight.len(), bias.len());
+    }
+    by_rows(pool, weight.len(), x, |_, x| {
+        for x in x.chunks_exact_mut(weight.len()) {
+            isa.run(LayerNorm { x, weight, bias, eps });
+        }
+    });
+}
+
 struct RmsNorm<'a> {
     x: &'a mut [f32],
     weight: &'a [f32],

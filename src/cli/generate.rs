@@ -1,0 +1,180 @@
+//! `generate`: continue a text, or answer one message by the model's chat template.
+
+use std::io::{IsTerminal as _, Read as _, Write as _};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use serde_json::json;
+use tramontane::chat::{ChatRequest, Message};
+use tramontane::error::Result;
+use tramontane::generate::{FinishReason, Generator, Summary};
+use tramontane::sample::Sampling;
+use tramontane::{Error, ErrorKind, Model};
+
+use super::args::{IdsArgs, ModelArgs, SamplingArgs};
+use super::{signals, stdout_error, talk};
+
+/// Tokens that are generated where `-n` does not say.
+const MAX_TOKENS: usize = 256;
+
+/// Continue a text
+///
+/// The prompt comes from the command line, from a file, or from stdin if it is not a terminal.
+/// A model with a chat template answers as an assistant with --chat or --system.
+#[derive(clap::Args)]
+pub(super) struct Args {
+    /// The text to continue
+    #[arg(value_name = "PROMPT", conflicts_with = "prompt_flag")]
+    prompt: Option<String>,
+
+    /// The text to continue (as a flag)
+    #[arg(short = 'p', long = "prompt", value_name = "PROMPT", env = "TRAMONTANE_PROMPT")]
+    prompt_flag: Option<String>,
+
+    /// Read the prompt from a file
+    #[arg(short, long, value_name = "FILE", env = "TRAMONTANE_FILE", conflicts_with_all = ["prompt", "prompt_flag"])]
+    file: Option<PathBuf>,
+
+    #[command(flatten)]
+    ids: IdsArgs,
+
+    /// Take the prompt as a user's message and answer by the model's chat template
+    #[arg(long, env = "TRAMONTANE_CHAT", conflicts_with_all = ["ids", "ids_file"])]
+    chat: bool,
+
+    /// A system message; implies --chat
+    #[arg(long, value_name = "TEXT", env = "TRAMONTANE_SYSTEM", conflicts_with_all = ["ids", "ids_file"])]
+    system: Option<String>,
+
+    /// Print only what was generated, not the prompt before it
+    #[arg(long, env = "TRAMONTANE_NO_DISPLAY_PROMPT")]
+    no_display_prompt: bool,
+
+    /// Print one JSON object instead of text
+    #[arg(long, env = "TRAMONTANE_JSON")]
+    json: bool,
+
+    #[command(flatten)]
+    model: ModelArgs,
+
+    #[command(flatten)]
+    sampling: SamplingArgs,
+}
+
+/// What is to be continued.
+enum Prompt {
+    Ids(Vec<u32>),
+    Text(String),
+    Chat(ChatRequest),
+}
+
+pub(super) fn run(args: Args) -> Result<ExitCode> {
+    let prompt = args.prompt()?;
+    let sampling = args.sampling.sampling(Some(MAX_TOKENS))?;
+    let model = args.model.load()?;
+    let display = !args.no_display_prompt && !args.json;
+    let mut generator = start(&model, &prompt, &sampling)?;
+    signals::cancel_on_interrupt(&generator.cancel_token());
+    if args.model.verbose {
+        talk::say(&format!("sampler: {}", generator.sampler().describe()));
+    }
+    if let (Prompt::Text(text), true) = (&prompt, display) {
+        print(text)?;
+    }
+    let (text, summary) = stream(&mut generator, !args.json)?;
+    if args.json {
+        let has_text = model.tokenizer().is_some();
+        print(&format!("{}\n", report(&model, has_text.then_some(text), &summary)))?;
+    } else {
+        print("\n")?;
+    }
+    if !args.model.quiet {
+        talk::say(&talk::speed(&summary));
+    }
+    let cancelled = summary.finish_reason == FinishReason::Cancelled;
+    Ok(if cancelled { ExitCode::from(ErrorKind::Cancelled.exit_code()) } else { ExitCode::SUCCESS })
+}
+
+impl Args {
+    fn prompt(&self) -> Result<Prompt> {
+        if let Some(ids) = self.ids.read()? {
+            return Ok(Prompt::Ids(ids));
+        }
+        let text = self.text()?;
+        if !self.chat && self.system.is_none() {
+            return Ok(Prompt::Text(text));
+        }
+        let system = self.system.as_deref().map(Message::system);
+        Ok(Prompt::Chat(ChatRequest::new(
+            system.into_iter().chain([Message::user(&text)]).collect(),
+        )))
+    }
+
+    fn text(&self) -> Result<String> {
+        if let Some(text) = self.prompt.as_ref().or(self.prompt_flag.as_ref()) {
+            return Ok(text.clone());
+        }
+        if let Some(path) = &self.file {
+            return std::fs::read_to_string(path).map_err(|e| Error::io(path, e));
+        }
+        if std::io::stdin().is_terminal() {
+            return Err(Error::bad_input("there is no prompt")
+                .hint("tramontane generate \"Il était une fois\""));
+        }
+        let mut text = String::new();
+        let read = std::io::stdin().read_to_string(&mut text);
+        read.map_err(|e| Error::io(std::path::Path::new("stdin"), e))?;
+        // A shell adds a newline that nobody means.
+        Ok(text.strip_suffix('\n').unwrap_or(&text).to_owned())
+    }
+}
+
+fn start(model: &Model, prompt: &Prompt, sampling: &Sampling) -> Result<Generator> {
+    match prompt {
+        Prompt::Ids(ids) => model.session().generate_ids(ids, sampling),
+        Prompt::Text(text) => model.session().generate(text, sampling),
+        Prompt::Chat(request) => model.session().chat(request, sampling),
+    }
+}
+
+/// Runs the generation to its end; prints the pieces as they come if `show`.
+pub(super) fn stream(generator: &mut Generator, show: bool) -> Result<(String, Summary)> {
+    let mut text = String::new();
+    for piece in generator {
+        let piece = piece?;
+        if show && !piece.text.is_empty() {
+            print(&piece.text)?;
+        }
+        text += &piece.text;
+        if let Some(summary) = piece.summary {
+            return Ok((text, summary));
+        }
+    }
+    Err(Error::new(ErrorKind::Io, "the generation ended without a summary"))
+}
+
+/// Prints to stdout at once.
+pub(super) fn print(text: &str) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(stdout_error)
+}
+
+/// The JSON object of a generation: its field names are stable.
+fn report(model: &Model, text: Option<String>, s: &Summary) -> serde_json::Value {
+    let i = model.info();
+    json!({
+        "text": text,
+        "token_ids": s.token_ids,
+        "finish_reason": s.finish_reason,
+        "usage": s.usage,
+        "timings": s.timings,
+        "model": {
+            "name": i.name,
+            "family": i.family,
+            "parameters": i.parameters,
+            "format": i.format,
+            "device": i.device,
+        },
+        "token_hash": s.token_hash,
+    })
+}

@@ -1,0 +1,95 @@
+//! The command line: one file per command.
+//!
+//! stdout carries the result, stderr the talk. A closed stdout is success.
+
+mod args;
+mod chat;
+mod completions;
+mod doctor;
+mod generate;
+mod inspect;
+mod logits;
+mod signals;
+mod talk;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory as _, Parser, Subcommand};
+use tramontane::error::Result;
+use tramontane::{Error, ErrorKind};
+
+/// A small, fast inference engine for open French language models.
+#[derive(Parser)]
+#[command(
+    name = "tramontane",
+    version,
+    about,
+    propagate_version = true,
+    subcommand_required = true,
+    arg_required_else_help = true,
+    after_help = AFTER_HELP
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const AFTER_HELP: &str = "\
+MODEL is nothing (the small French model that is built in), a folder, a file *.safetensors beside its
+config.json, or organisation/name[@revision] on the Hugging Face hub.
+
+Each flag --some-flag can be given as the environment variable TRAMONTANE_SOME_FLAG.
+
+Exit codes: 0 success, 1 failure, 2 bad model, 3 not enough memory or disk, 4 network, 64 usage, 130 interrupted.";
+
+#[derive(Subcommand)]
+enum Command {
+    /// Continue a text
+    Generate(generate::Args),
+    /// Hold a conversation
+    Chat(chat::Args),
+    /// Write the logits of given token ids to a file
+    Logits(logits::Args),
+    /// Show what a model is: shapes, parameters, memory
+    Inspect(inspect::Args),
+    /// Check this machine: instructions, threads, memory, devices, caches
+    Doctor(doctor::Args),
+    /// Print a completion script for a shell
+    Completions(completions::Args),
+}
+
+/// Runs the command that the arguments name.
+pub(crate) fn run() -> Result<ExitCode> {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) => return usage(&e),
+    };
+    match cli.command {
+        Command::Generate(args) => generate::run(args),
+        Command::Chat(args) => chat::run(args),
+        Command::Logits(args) => logits::run(args),
+        Command::Inspect(args) => inspect::run(args),
+        Command::Doctor(args) => doctor::run(args),
+        Command::Completions(args) => completions::run(args, Cli::command()),
+    }
+}
+
+/// Prints what clap has to say: help and version are success, everything else is a usage error.
+fn usage(e: &clap::Error) -> Result<ExitCode> {
+    let is_help = !e.use_stderr();
+    if e.print().is_err() || is_help {
+        return Ok(ExitCode::SUCCESS);
+    }
+    Ok(ExitCode::from(ErrorKind::BadInput.exit_code()))
+}
+
+/// An error of writing to stdout.
+fn stdout_error(e: std::io::Error) -> Error {
+    Error::io(std::path::Path::new("stdout"), e)
+}
+
+/// Whether the reader of stdout has gone away.
+pub(crate) fn is_closed_pipe(e: &Error) -> bool {
+    let source = std::error::Error::source(e).and_then(|s| s.downcast_ref::<std::io::Error>());
+    source.is_some_and(|s| s.kind() == std::io::ErrorKind::BrokenPipe)
+}

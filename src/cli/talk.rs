@@ -1,0 +1,95 @@
+//! What the program says on stderr, beside the result.
+#![expect(clippy::print_stderr, reason = "this is where the program talks")]
+
+use std::io::IsTerminal as _;
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use tramontane::generate::Summary;
+use tramontane::{LoadProgress, hub};
+
+/// Says a line.
+pub(super) fn say(line: &str) {
+    eprintln!("{line}");
+}
+
+/// Whether stderr is a terminal that may be decorated.
+pub(super) fn is_fancy() -> bool {
+    std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
+}
+
+/// A count as people say it: `5.2 M`, `1.3 B`.
+pub(super) fn count(n: u64) -> String {
+    let (n, unit) = match n {
+        0..1_000 => return n.to_string(),
+        1_000..1_000_000 => (n as f64 / 1e3, "k"),
+        1_000_000..1_000_000_000 => (n as f64 / 1e6, "M"),
+        _ => (n as f64 / 1e9, "B"),
+    };
+    if n < 10.0 { format!("{n:.2} {unit}") } else { format!("{n:.1} {unit}") }
+}
+
+/// Bytes as people say them: `10.4 MB`.
+pub(super) fn bytes(n: u64) -> String {
+    let (n, unit) = match n {
+        0..1_000 => return format!("{n} B"),
+        1_000..1_000_000 => (n as f64 / 1e3, "kB"),
+        1_000_000..1_000_000_000 => (n as f64 / 1e6, "MB"),
+        _ => (n as f64 / 1e9, "GB"),
+    };
+    if n < 10.0 { format!("{n:.2} {unit}") } else { format!("{n:.1} {unit}") }
+}
+
+/// The line after a generation: speed and time to the first token.
+pub(super) fn speed(s: &Summary) -> String {
+    let t = &s.timings;
+    format!(
+        "{} tokens, {:.1} tok/s; first token after {:.0} ms (prompt: {} tokens, {:.1} tok/s)",
+        s.usage.completion_tokens,
+        t.decode_tok_s,
+        t.ttft_ms,
+        s.usage.prompt_tokens,
+        t.prefill_tok_s
+    )
+}
+
+/// A progress bar for loading that only appears when loading takes over a second.
+pub(super) struct LoadBar {
+    show: bool,
+    start: Instant,
+    bar: OnceLock<ProgressBar>,
+}
+
+impl LoadBar {
+    /// A bar that is drawn on a terminal, if `show`.
+    pub(super) fn new(show: bool) -> Self {
+        Self { show: show && is_fancy(), start: Instant::now(), bar: OnceLock::new() }
+    }
+
+    /// Removes the bar.
+    pub(super) fn done(&self) {
+        if let Some(bar) = self.bar.get() {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+impl hub::Progress for LoadBar {}
+
+impl LoadProgress for LoadBar {
+    fn loaded(&self, done: u64, total: u64) {
+        if !self.show || self.start.elapsed() < Duration::from_secs(1) {
+            return;
+        }
+        let bar = self.bar.get_or_init(|| {
+            let style = ProgressStyle::with_template(
+                "loading [{bar:40}] {bytes}/{total_bytes} {bytes_per_sec}",
+            );
+            ProgressBar::new(total).with_style(
+                style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> "),
+            )
+        });
+        bar.set_position(done);
+    }
+}

@@ -1,0 +1,437 @@
+//! Generation: prefill the prompt, then decode token by token until something ends it.
+//!
+//! A [`Session`] keeps the cache between prompts, so a conversation only computes what is new. [`Generator`] is an
+//! iterator that owns everything it needs: it can be sent to another thread, and stopped from anywhere by a
+//! [`CancelToken`].
+
+mod stop;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use sha2::{Digest as _, Sha256};
+
+use crate::cache::KvCache;
+use crate::chat::ChatRequest;
+use crate::error::{Error, ErrorKind, Result};
+use crate::model::{Model, too_long};
+use crate::nn::graph::Rows;
+use crate::sample::{Sampler, Sampling};
+use crate::tokenizer::TextStream;
+
+use stop::StopStrings;
+
+/// Stops a generation from another thread, within one token or one chunk of the prompt.
+#[derive(Debug, Clone, Default)]
+pub struct CancelToken(Arc<AtomicBool>);
+
+impl CancelToken {
+    /// Asks the generation to stop.
+    pub fn cancel(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it was asked to stop.
+    #[must_use]
+    pub fn is_cancelled(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Forgets that it was asked to stop.
+    pub fn reset(&self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
+
+    /// The flag itself, for a signal handler.
+    #[must_use]
+    pub fn flag(&self) -> Arc<AtomicBool> {
+        self.0.clone()
+    }
+}
+
+/// One sequence of a model, kept between prompts.
+pub struct Session {
+    model: Model,
+    cache: Option<KvCache>,
+    /// The ids in the cache.
+    tokens: Vec<u32>,
+    cancel: CancelToken,
+}
+
+impl Session {
+    pub(crate) fn new(model: Model) -> Self {
+        Self { model, cache: None, tokens: Vec::new(), cancel: CancelToken::default() }
+    }
+
+    /// The model of this session.
+    #[must_use]
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// The token that stops this session's generations.
+    #[must_use]
+    pub fn cancel_token(&self) -> CancelToken {
+        self.cancel.clone()
+    }
+
+    /// The ids that are in the cache.
+    #[must_use]
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    /// Bytes of keys and values in use.
+    #[must_use]
+    pub fn cache_bytes(&self) -> u64 {
+        self.cache.as_ref().map_or(0, KvCache::bytes)
+    }
+
+    /// Continues `prompt`, a plain text: a BOS goes before it where the model expects one.
+    ///
+    /// # Errors
+    ///
+    /// If the model has no tokenizer, the prompt does not fit the context, or a parameter makes no sense.
+    pub fn generate(self, prompt: &str, sampling: &Sampling) -> Result<Generator> {
+        let ids = self.model.require_tokenizer()?.encode_prompt(prompt)?;
+        self.generate_ids(&ids, sampling)
+    }
+
+    /// Answers a conversation, by the model's own chat template.
+    ///
+    /// # Errors
+    ///
+    /// As [`Session::generate`], and if the model has no chat template or it refuses the conversation.
+    pub fn chat(self, request: &ChatRequest, sampling: &Sampling) -> Result<Generator> {
+        let Some(template) = self.model.chat_template() else {
+            return Err(Error::bad_input(format!(
+                "{} has no chat template",
+                self.model.info().name
+            ))
+            .so("it completes texts, and was not made for conversations")
+            .hint("generate, or an instruct model"));
+        };
+        let ids = template.encode(request, self.model.require_tokenizer()?)?;
+        self.generate_ids(&ids, sampling)
+    }
+
+    /// Continues `ids` as they are. What the cache already holds of them is not computed again.
+    ///
+    /// # Errors
+    ///
+    /// If `ids` is empty or does not fit the context, or a parameter makes no sense.
+    pub fn generate_ids(self, ids: &[u32], sampling: &Sampling) -> Result<Generator> {
+        Generator::start(self, ids, sampling)
+    }
+
+    /// Cuts the cache back to what it has in common with `ids`, and tells how many that are. At least the last
+    /// id is left to compute, because its logits are needed.
+    fn keep_common_prefix(&mut self, ids: &[u32]) -> Result<usize> {
+        if self.cache.is_none() {
+            self.cache = Some(self.model.cache()?);
+        }
+        let common = self.tokens.iter().zip(ids).take_while(|(a, b)| a == b).count();
+        let common = common.min(ids.len() - 1);
+        let kept = self.cache.as_mut().is_some_and(|cache| cache.truncate(common));
+        let common = if kept { common } else { 0 };
+        self.tokens.truncate(common);
+        Ok(common)
+    }
+
+    /// Computes `ids` after what is in the cache; the logits of the last one come back in `logits`.
+    fn advance(&mut self, ids: &[u32], logits: &mut Vec<f32>) -> Result<()> {
+        let Some(cache) = &mut self.cache else {
+            return Err(Error::bad_input("the session has no cache, expected it after the prompt"));
+        };
+        logits.clear();
+        let cancel = self.cancel.clone();
+        self.model.run(ids, cache, Rows::Last, logits, &|| !cancel.is_cancelled())?;
+        self.tokens.extend_from_slice(ids);
+        Ok(())
+    }
+}
+
+/// Why a generation ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum FinishReason {
+    /// The model ended the text, or a stop string appeared.
+    Stop,
+    /// The number of tokens or the context was used up.
+    Length,
+    /// The caller cancelled.
+    Cancelled,
+    /// The model computed something that is not a number.
+    Error,
+}
+
+/// Counts of tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Usage {
+    /// Tokens of the prompt.
+    pub prompt_tokens: usize,
+    /// Tokens of the prompt that were still in the cache.
+    pub cached_tokens: usize,
+    /// Tokens that were generated, without the one that ended the text.
+    pub completion_tokens: usize,
+}
+
+/// Times of a generation. Tokenising and sampling are inside, loading is apart.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Timings {
+    /// Loading the model, in milliseconds.
+    pub load_ms: f64,
+    /// Computing the prompt, in milliseconds.
+    pub prefill_ms: f64,
+    /// All tokens after the first, in milliseconds.
+    pub decode_ms: f64,
+    /// Tokens of the prompt that were computed, per second.
+    pub prefill_tok_s: f64,
+    /// Tokens after the first, per second.
+    pub decode_tok_s: f64,
+    /// From the call to the first token, in milliseconds.
+    pub ttft_ms: f64,
+}
+
+/// What the last piece of a generation carries.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Summary {
+    /// Why it ended.
+    pub finish_reason: FinishReason,
+    /// The generated ids, without the one that ended the text.
+    pub token_ids: Vec<u32>,
+    /// Counts.
+    pub usage: Usage,
+    /// Times.
+    pub timings: Timings,
+    /// SHA-256 of the generated ids, each as 4 little-endian bytes, in hexadecimal: equal hashes mean equal texts.
+    pub token_hash: String,
+}
+
+/// A piece of the text.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Piece {
+    /// Text that is now certain; empty while a character or a stop string is incomplete.
+    pub text: String,
+    /// The id that was generated; `None` in the last piece.
+    pub id: Option<u32>,
+    /// In the last piece, how it went.
+    pub summary: Option<Summary>,
+}
+
+/// An iterator over the pieces of a generated text.
+///
+/// After an error or the piece with the summary it is at its end.
+pub struct Generator {
+    session: Session,
+    sampler: Sampler,
+    prompt: Vec<u32>,
+    cached: usize,
+    generated: Vec<u32>,
+    max_tokens: usize,
+    ignore_eos: bool,
+    text: Option<TextStream>,
+    stop: StopStrings,
+    logits: Vec<f32>,
+    clock: Clock,
+    state: Progress,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Progress {
+    Prompt,
+    Decode,
+    Done,
+}
+
+struct Clock {
+    start: Instant,
+    prefill: Duration,
+    first: Option<Instant>,
+    last: Instant,
+}
+
+impl Generator {
+    fn start(mut session: Session, ids: &[u32], sampling: &Sampling) -> Result<Self> {
+        let start = Instant::now();
+        let context = session.model.info().context;
+        if ids.is_empty() {
+            return Err(Error::bad_input(
+                "the prompt is empty, and this model has no token that begins a text",
+            )
+            .hint("a prompt"));
+        }
+        if ids.len() >= context {
+            return Err(too_long(ids.len(), context - 1));
+        }
+        let sampling = sampling.clone().or(session.model.defaults());
+        let sampler = Sampler::new(&sampling, session.model.architecture().vocab)?;
+        let cached = session.keep_common_prefix(ids)?;
+        let room = context - ids.len();
+        Ok(Self {
+            sampler,
+            prompt: ids.to_vec(),
+            cached,
+            generated: Vec::new(),
+            max_tokens: sampling.max_tokens.unwrap_or(room).min(room),
+            ignore_eos: sampling.ignore_eos,
+            text: session.model.tokenizer().map(crate::tokenizer::Tokenizer::stream),
+            stop: StopStrings::new(&sampling.stop),
+            logits: Vec::new(),
+            clock: Clock { start, prefill: Duration::ZERO, first: None, last: start },
+            state: Progress::Prompt,
+            session,
+        })
+    }
+
+    /// The token that stops this generation.
+    #[must_use]
+    pub fn cancel_token(&self) -> CancelToken {
+        self.session.cancel_token()
+    }
+
+    /// The sampler in use.
+    #[must_use]
+    pub fn sampler(&self) -> &Sampler {
+        &self.sampler
+    }
+
+    /// The ids of the prompt.
+    #[must_use]
+    pub fn prompt(&self) -> &[u32] {
+        &self.prompt
+    }
+
+    /// The session, with the cache as far as the generation came.
+    #[must_use]
+    pub fn into_session(self) -> Session {
+        self.session
+    }
+
+    fn step(&mut self) -> Result<Piece> {
+        let result = match self.state {
+            Progress::Prompt => self.prefill(),
+            Progress::Decode | Progress::Done => self.decode(),
+        };
+        match result {
+            Err(e) if e.kind() == ErrorKind::Cancelled => {
+                return self.finish(FinishReason::Cancelled);
+            }
+            Err(e) => return Err(e),
+            Ok(()) => self.state = Progress::Decode,
+        }
+        if self.session.cancel.is_cancelled() {
+            return self.finish(FinishReason::Cancelled);
+        }
+        if self.generated.len() >= self.max_tokens {
+            return self.finish(FinishReason::Length);
+        }
+        let id = self.sampler.sample(&mut self.logits, &self.prompt, &self.generated)?;
+        self.clock.tick();
+        if !self.ignore_eos && self.session.model.eos_ids().contains(&id) {
+            return self.finish(FinishReason::Stop);
+        }
+        self.generated.push(id);
+        let certain = self.text.as_mut().map(|text| text.push(id)).transpose()?.unwrap_or_default();
+        let (text, stopped) = self.stop.push(&certain);
+        if stopped {
+            self.text = None;
+            let last = self.finish(FinishReason::Stop)?;
+            return Ok(Piece { text: text + &last.text, ..last });
+        }
+        Ok(Piece { text, id: Some(id), summary: None })
+    }
+
+    fn prefill(&mut self) -> Result<()> {
+        let start = Instant::now();
+        let result = self.session.advance(&self.prompt[self.cached..], &mut self.logits);
+        self.clock.prefill = start.elapsed();
+        result
+    }
+
+    /// Computes the logits after the last generated id, if there is one and another is wanted.
+    fn decode(&mut self) -> Result<()> {
+        match self.generated.last() {
+            Some(id) if self.generated.len() < self.max_tokens => {
+                self.session.advance(&[*id], &mut self.logits)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn finish(&mut self, finish_reason: FinishReason) -> Result<Piece> {
+        self.state = Progress::Done;
+        let rest = match &mut self.text {
+            Some(text) => text.finish()?,
+            None => String::new(),
+        };
+        let (mut text, stopped) = self.stop.push(&rest);
+        if !stopped {
+            text += &self.stop.finish();
+        }
+        let summary = Summary {
+            finish_reason,
+            usage: Usage {
+                prompt_tokens: self.prompt.len(),
+                cached_tokens: self.cached,
+                completion_tokens: self.generated.len(),
+            },
+            timings: self.timings(),
+            token_hash: token_hash(&self.generated),
+            token_ids: std::mem::take(&mut self.generated),
+        };
+        Ok(Piece { text, id: None, summary: Some(summary) })
+    }
+
+    fn timings(&self) -> Timings {
+        let ms = |d: Duration| d.as_secs_f64() * 1e3;
+        let rate =
+            |n: usize, d: Duration| if d.is_zero() { 0.0 } else { n as f64 / d.as_secs_f64() };
+        let first = self.clock.first.unwrap_or(self.clock.last);
+        let decode = self.clock.last - first;
+        Timings {
+            load_ms: ms(self.session.model.load_time()),
+            prefill_ms: ms(self.clock.prefill),
+            decode_ms: ms(decode),
+            prefill_tok_s: rate(self.prompt.len() - self.cached, self.clock.prefill),
+            decode_tok_s: rate(self.generated.len().saturating_sub(1), decode),
+            ttft_ms: self.clock.first.map_or(0.0, |first| ms(first - self.clock.start)),
+        }
+    }
+}
+
+impl Clock {
+    /// A token has been sampled.
+    fn tick(&mut self) {
+        self.last = Instant::now();
+        self.first.get_or_insert(self.last);
+    }
+}
+
+impl Iterator for Generator {
+    type Item = Result<Piece>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.state == Progress::Done {
+            return None;
+        }
+        let piece = self.step();
+        if piece.is_err() {
+            self.state = Progress::Done;
+        }
+        Some(piece)
+    }
+}
+
+/// SHA-256 of `ids`, each as 4 little-endian bytes, in hexadecimal.
+#[must_use]
+pub fn token_hash(ids: &[u32]) -> String {
+    let mut hash = Sha256::new();
+    for id in ids {
+        hash.update(id.to_le_bytes());
+    }
+    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}

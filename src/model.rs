@@ -1,0 +1,406 @@
+//! A model that is ready to run: weights on a device, tokenizer, chat template and defaults.
+//!
+//! [`Model`] is immutable, `Send + Sync` and cheap to clone; every [`Session`](crate::generate::Session) and every
+//! [`KvCache`] made from it has its own state, so several can run at once.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use candle_core::{Device, Tensor};
+use tramontane_models::{Architecture, Config};
+
+use crate::cache::{KvCache, Runtime};
+use crate::chat::ChatTemplate;
+use crate::checkpoint::{Checkpoint, Layout};
+use crate::error::{Error, Result};
+use crate::files::{MAX_CONFIG, ModelFiles};
+use crate::generate::Session;
+use crate::hub::{self, HubOptions, ModelRef};
+use crate::nn::graph::{Graph, Rows};
+use crate::ops::{Cpu, Format, KvFormat};
+use crate::sample::GenerationDefaults;
+use crate::tokenizer::Tokenizer;
+
+/// How a model is loaded.
+#[derive(Clone, Default)]
+pub struct LoadOptions {
+    /// Format of the weights in memory.
+    pub format: Format,
+    /// Format of the key/value cache.
+    pub kv: KvFormat,
+    /// Threads that compute; `None` for the physical cores that this process may use.
+    pub threads: Option<usize>,
+    /// Longest sequence in tokens; `None` for what the model was made for.
+    pub context: Option<usize>,
+    /// Warnings about the model's files are errors.
+    pub strict: bool,
+    /// How the hub is used, where the model is named by its repository.
+    pub hub: HubOptions,
+    /// Is told how far loading has come.
+    pub progress: Option<Arc<dyn LoadProgress>>,
+}
+
+/// Is told how far loading has come. Every method does nothing unless it is overridden.
+pub trait LoadProgress: hub::Progress {
+    /// `done` of `total` bytes of weights have been taken in.
+    fn loaded(&self, done: u64, total: u64) {
+        let _ = (done, total);
+    }
+}
+
+/// Facts about a loaded model.
+#[derive(Debug, Clone, serde::Serialize)]
+#[non_exhaustive]
+pub struct ModelInfo {
+    /// What the caller asked for.
+    pub name: String,
+    /// The name in `architectures`.
+    pub family: String,
+    /// Number of parameters, tied weights counted once.
+    pub parameters: u64,
+    /// Format of the weights in memory.
+    pub format: String,
+    /// Format of the key/value cache.
+    pub kv: String,
+    /// The device that computes.
+    pub device: String,
+    /// Threads that compute.
+    pub threads: usize,
+    /// Longest sequence in tokens.
+    pub context: usize,
+    /// Bytes of weights in the checkpoint.
+    pub weight_bytes: u64,
+}
+
+/// A model that is ready to run.
+///
+/// ```
+/// use tramontane::{LoadOptions, Model};
+/// use tramontane::sample::Sampling;
+///
+/// let model = Model::load("", &LoadOptions::default())?; // the model that is built in
+/// let sampling = Sampling { max_tokens: Some(8), ..Sampling::greedy() };
+/// let mut text = String::new();
+/// for piece in model.session().generate("Il était une fois", &sampling)? {
+///     text += &piece?.text;
+/// }
+/// assert!(text.starts_with(", il n'y a pas"), "{text}");
+/// # Ok::<(), tramontane::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct Model {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    runtime: Box<dyn Runtime>,
+    architecture: Architecture,
+    tokenizer: Option<Tokenizer>,
+    chat: Option<ChatTemplate>,
+    defaults: GenerationDefaults,
+    eos: BTreeSet<u32>,
+    kv: KvFormat,
+    info: ModelInfo,
+    warnings: Vec<String>,
+    load_time: Duration,
+}
+
+/// The sequence length where neither the caller nor the configuration says one.
+const DEFAULT_CONTEXT: usize = 4096;
+
+impl Model {
+    /// Loads the model that `name` tells: empty for the built-in one, a folder, a `*.safetensors` file,
+    /// or `organisation/name[@revision]` on the hub.
+    ///
+    /// # Errors
+    ///
+    /// If there is no such model, a file of it is broken or contradicts another, it needs something that is
+    /// not implemented, or memory is short.
+    pub fn load(name: &str, options: &LoadOptions) -> Result<Self> {
+        let reference = ModelRef::parse(Some(name).filter(|name| !name.is_empty()))?;
+        let silent = Silent;
+        let progress: &dyn hub::Progress = match &options.progress {
+            Some(progress) => &**progress,
+            None => &silent,
+        };
+        let files = hub::resolve(&reference, &options.hub, progress)?;
+        Self::from_files(&reference.to_string(), &files, options)
+    }
+
+    /// Loads the model whose files are at hand; `name` is how reports call it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Model::load`].
+    pub fn from_files(name: &str, files: &ModelFiles, options: &LoadOptions) -> Result<Self> {
+        let start = Instant::now();
+        let checkpoint = Checkpoint::open(files)?;
+        let (architecture, mut warnings) = read_architecture(files, checkpoint.layout())?;
+        warnings.extend(checkpoint.notes().iter().cloned());
+        let tokenizer = Tokenizer::load(files)?;
+        check_vocabulary(&architecture, tokenizer.as_ref())?;
+        let chat = ChatTemplate::load(files, tokenizer.as_ref())?;
+        let defaults = GenerationDefaults::read(files)?;
+        let eos = eos_ids(&architecture, &defaults, tokenizer.as_ref(), chat.as_ref());
+
+        let device = Cpu::new(options.threads)?;
+        let stored = stored_format(&checkpoint);
+        let format = if options.format == Format::Auto { stored } else { options.format };
+        let kv = match options.kv {
+            KvFormat::Auto if format == Format::F32 => KvFormat::F32,
+            KvFormat::Auto => KvFormat::F16,
+            KvFormat::F16 | KvFormat::F32 => options.kv,
+        };
+        let info = ModelInfo {
+            name: name.to_owned(),
+            family: architecture.family.clone(),
+            parameters: architecture.n_parameters(),
+            format: format.to_string(),
+            kv: kv.to_string(),
+            device: device.name(),
+            threads: device.threads(),
+            context: options.context.or(architecture.max_positions).unwrap_or(DEFAULT_CONTEXT),
+            weight_bytes: checkpoint.total_bytes(),
+        };
+        let mut progress = |done, total| {
+            if let Some(progress) = &options.progress {
+                progress.loaded(done, total);
+            }
+        };
+        let (graph, more) =
+            Graph::load(device, architecture.clone(), &checkpoint, options.format, &mut progress)?;
+        warnings.extend(more);
+        if let Some(warning) = warnings.first().filter(|_| options.strict) {
+            return Err(Error::bad_model(warning.clone())
+                .hint("loading without --strict, if this is harmless"));
+        }
+        let inner = Inner {
+            runtime: Box::new(graph),
+            architecture,
+            tokenizer,
+            chat,
+            defaults,
+            eos,
+            kv,
+            info,
+            warnings,
+            load_time: start.elapsed(),
+        };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// A new session with an empty cache.
+    #[must_use]
+    pub fn session(&self) -> Session {
+        Session::new(self.clone())
+    }
+
+    /// A new empty cache for [`Model::forward`].
+    ///
+    /// # Errors
+    ///
+    /// If the device has no memory.
+    pub fn cache(&self) -> Result<KvCache> {
+        Ok(KvCache { state: self.inner.runtime.sequence(self.inner.kv)?, owner: self.id() })
+    }
+
+    /// The logits of every token of `ids`, which follow what is in `cache`: an f32 tensor `[ids.len(), vocab]`.
+    ///
+    /// # Errors
+    ///
+    /// If `ids` is empty, an id is outside the vocabulary, the cache belongs to another model or would outgrow the
+    /// context, or the device fails; the cache is then as before.
+    ///
+    /// ```
+    /// # use tramontane::{LoadOptions, Model};
+    /// let model = Model::load("", &LoadOptions::default())?;
+    /// let mut cache = model.cache()?;
+    /// let logits = model.forward(&[1, 414, 446], &mut cache)?;
+    /// assert_eq!(logits.dims(), [3, 4096]);
+    /// assert_eq!(cache.len(), 3);
+    /// # Ok::<(), tramontane::Error>(())
+    /// ```
+    pub fn forward(&self, ids: &[u32], cache: &mut KvCache) -> Result<Tensor> {
+        let mut logits = Vec::new();
+        self.run(ids, cache, Rows::All, &mut logits, &|| true)?;
+        Ok(Tensor::from_vec(logits, (ids.len(), self.inner.architecture.vocab), &Device::Cpu)?)
+    }
+
+    /// Passes `ids` through the model and puts the wanted rows of logits into `logits`.
+    pub(crate) fn run(
+        &self,
+        ids: &[u32],
+        cache: &mut KvCache,
+        rows: Rows,
+        logits: &mut Vec<f32>,
+        go_on: &dyn Fn() -> bool,
+    ) -> Result<()> {
+        if cache.owner != self.id() {
+            return Err(Error::bad_input(
+                "the cache was made by another model, expected one of this model",
+            ));
+        }
+        if ids.is_empty() {
+            return Err(Error::bad_input("there is no token to compute, expected at least one"));
+        }
+        let (length, context) = (cache.len() + ids.len(), self.inner.info.context);
+        if length > context {
+            return Err(too_long(length, context));
+        }
+        self.inner.runtime.forward(ids, &mut *cache.state, rows, logits, go_on)
+    }
+
+    /// The model's tokenizer, if its files hold one.
+    #[must_use]
+    pub fn tokenizer(&self) -> Option<&Tokenizer> {
+        self.inner.tokenizer.as_ref()
+    }
+
+    /// The model's tokenizer.
+    ///
+    /// # Errors
+    ///
+    /// If the model's files hold none.
+    pub fn require_tokenizer(&self) -> Result<&Tokenizer> {
+        self.tokenizer().ok_or_else(|| {
+            Error::bad_model("the model has no tokenizer, expected tokenizer.json, tekken.json or tokenizer.model")
+                .at(&self.inner.info.name)
+                .hint("token ids instead of text (--ids)")
+        })
+    }
+
+    /// The model's chat template, if it has one.
+    #[must_use]
+    pub fn chat_template(&self) -> Option<&ChatTemplate> {
+        self.inner.chat.as_ref()
+    }
+
+    /// What `generation_config.json` recommends.
+    #[must_use]
+    pub fn defaults(&self) -> &GenerationDefaults {
+        &self.inner.defaults
+    }
+
+    /// The ids that end a text: of the configuration, of `generation_config.json`, and of the chat template.
+    #[must_use]
+    pub fn eos_ids(&self) -> &BTreeSet<u32> {
+        &self.inner.eos
+    }
+
+    /// What the model computes, layer by layer.
+    #[must_use]
+    pub fn architecture(&self) -> &Architecture {
+        &self.inner.architecture
+    }
+
+    /// Facts about the model as it was loaded.
+    #[must_use]
+    pub fn info(&self) -> &ModelInfo {
+        &self.inner.info
+    }
+
+    /// What seemed odd about the model's files.
+    #[must_use]
+    pub fn warnings(&self) -> &[String] {
+        &self.inner.warnings
+    }
+
+    /// How long loading took.
+    #[must_use]
+    pub fn load_time(&self) -> Duration {
+        self.inner.load_time
+    }
+
+    fn id(&self) -> usize {
+        Arc::as_ptr(&self.inner) as usize
+    }
+}
+
+impl std::fmt::Debug for Model {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Model").field("info", self.info()).finish_non_exhaustive()
+    }
+}
+
+/// The error for a sequence of `length` tokens.
+pub(crate) fn too_long(length: usize, context: usize) -> Error {
+    Error::new(
+        crate::ErrorKind::TooLong,
+        format!(
+            "the text has {length} tokens, expected at most {context}, the size of the context"
+        ),
+    )
+    .hint("a shorter prompt, or a larger context (--ctx-size)")
+}
+
+struct Silent;
+impl hub::Progress for Silent {}
+
+/// Reads and describes the configuration that belongs to the layout of the weights.
+///
+/// # Errors
+///
+/// If it is missing, broken, or asks for something that is not implemented.
+pub fn read_architecture(
+    files: &ModelFiles,
+    layout: Layout,
+) -> Result<(Architecture, Vec<String>)> {
+    let name = match layout {
+        Layout::HuggingFace => "config.json",
+        Layout::MistralNative => "params.json",
+    };
+    let Some(text) = files.read_text(name, MAX_CONFIG)? else {
+        return Err(Error::bad_model(format!("{name} is missing, expected it beside the weights"))
+            .at(files.place(""))
+            .hint("fetching the whole repository: weights alone do not tell the architecture"));
+    };
+    let config = match layout {
+        Layout::HuggingFace => Config::parse(&text),
+        Layout::MistralNative => Config::parse_native(&text),
+    };
+    let described = config.and_then(|config| tramontane_models::describe(&config));
+    described.map_err(|e| Error::from(e).at(files.place(name)))
+}
+
+/// Every id that the tokenizer can give must have a row in the embedding.
+fn check_vocabulary(architecture: &Architecture, tokenizer: Option<&Tokenizer>) -> Result<()> {
+    let Some(ids) = tokenizer.map(Tokenizer::vocab_size) else { return Ok(()) };
+    if ids <= architecture.vocab {
+        return Ok(());
+    }
+    Err(Error::bad_model(format!(
+        "the tokenizer knows id {}, but the embedding has {} rows (`vocab_size`)",
+        ids - 1,
+        architecture.vocab
+    ))
+    .hint("the tokenizer and weights of one and the same revision"))
+}
+
+fn eos_ids(
+    architecture: &Architecture,
+    defaults: &GenerationDefaults,
+    tokenizer: Option<&Tokenizer>,
+    chat: Option<&ChatTemplate>,
+) -> BTreeSet<u32> {
+    let mut eos: BTreeSet<u32> =
+        architecture.eos.iter().chain(&defaults.eos_token_ids).copied().collect();
+    if let Some(tokenizer) = tokenizer {
+        eos.extend(chat.iter().flat_map(|chat| chat.stop_tokens(tokenizer)));
+        if eos.is_empty() {
+            eos.extend(tokenizer.eos_id());
+        }
+    }
+    eos
+}
+
+/// The format in which most of the weights are stored.
+fn stored_format(checkpoint: &Checkpoint) -> Format {
+    let largest =
+        checkpoint.names().filter_map(|name| checkpoint.get(name)).max_by_key(|t| t.bytes.len());
+    match largest.map(|t| t.dtype) {
+        Some(safetensors::Dtype::BF16) => Format::Bf16,
+        Some(safetensors::Dtype::F16) => Format::F16,
+        _ => Format::F32,
+    }
+}

@@ -1,0 +1,415 @@
+//! The whole graph, and the state of a sequence that passes through it.
+//!
+//! [`Graph`] is immutable and shared; [`Sequence`] holds all that changes: the keys and values of each layer and the
+//! buffers. A prompt passes in chunks of [`CHUNK`] tokens; what a token computes does not depend on how its prompt was
+//! cut into chunks.
+
+use tramontane_models::names::Part;
+use tramontane_models::spec::{Architecture, Position, RopeScaling};
+
+use crate::checkpoint::Checkpoint;
+use crate::error::{Error, ErrorKind, Result};
+use crate::nn::block::{self, Block};
+use crate::nn::linear::Linear;
+use crate::nn::position::Frequencies;
+use crate::nn::weight::{At, Loader};
+use crate::ops::{Format, Kv as _, KvFormat, NormWeight, Ops, Rotation};
+
+/// Tokens that pass through the graph together: enough to read each weight seldom, few enough for small buffers.
+pub const CHUNK: usize = 256;
+
+/// Rows of logits that are computed together when all are wanted.
+const LOGIT_ROWS: usize = 32;
+
+/// Which rows of logits are wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rows {
+    /// None: the tokens only enter the cache.
+    None,
+    /// The last token's.
+    Last,
+    /// Every token's.
+    All,
+}
+
+/// A model's weights on a device, and the order in which they are used.
+pub struct Graph<D: Ops> {
+    device: D,
+    architecture: Architecture,
+    embed: Linear<D>,
+    embed_norm: Option<NormWeight<D::Buffer>>,
+    learned_positions: Option<D::Weight>,
+    /// The kinds of rotation that layers use; most models have one.
+    rotations: Vec<Frequencies>,
+    blocks: Vec<Block<D>>,
+    final_norm: NormWeight<D::Buffer>,
+    /// `None`: the embedding is the head.
+    head: Option<Linear<D>>,
+}
+
+/// What one chunk of tokens has in common: its place in the sequence and the angles of its positions.
+pub struct Step<D: Ops> {
+    /// Tokens in the chunk.
+    pub n: usize,
+    /// Position of the first.
+    pub start: usize,
+    angles: Vec<Angles<D>>,
+}
+
+/// Cosines and sines of one kind of rotation.
+struct Angles<D: Ops> {
+    cos: D::Buffer,
+    sin: D::Buffer,
+    rotary_dim: usize,
+    style: tramontane_models::spec::RopeStyle,
+}
+
+impl<D: Ops> Step<D> {
+    /// The rotations of kind number `kind`.
+    #[must_use]
+    pub fn rotation(&self, kind: usize) -> Rotation<'_, D::Buffer> {
+        let Angles { cos, sin, rotary_dim, style } = &self.angles[kind];
+        Rotation { cos, sin, rotary_dim: *rotary_dim, style: *style }
+    }
+}
+
+/// Everything that changes while a sequence grows.
+pub struct Sequence<D: Ops> {
+    /// One per block; blocks without attention keep nothing.
+    kv: Vec<Option<D::Kv>>,
+    len: usize,
+    buffers: Option<Buffers<D>>,
+    /// Host memory for angles and ids, kept so that a step allocates nothing.
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+}
+
+/// Buffers for chunks of up to `room` tokens.
+struct Buffers<D: Ops> {
+    room: usize,
+    x: D::Buffer,
+    last: D::Buffer,
+    logits: D::Buffer,
+    step: Step<D>,
+    block: block::Scratch<D>,
+}
+
+impl<D: Ops> Sequence<D> {
+    /// Tokens in the cache.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether nothing is in the cache.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Bytes of keys and values.
+    #[must_use]
+    pub fn kv_bytes(&self) -> u64 {
+        self.kv.iter().flatten().map(|kv| kv.bytes()).sum()
+    }
+
+    /// A sequence with the same content, which shares the blocks of its cache.
+    #[must_use]
+    pub fn fork(&self) -> Self {
+        Self { kv: self.kv.clone(), len: self.len, buffers: None, cos: Vec::new(), sin: Vec::new() }
+    }
+
+    /// Forgets every token from `len` on; `false` if a sliding window has moved past them, then all is forgotten.
+    pub fn truncate(&mut self, len: usize) -> bool {
+        if len >= self.len {
+            return true;
+        }
+        let kept = self.kv.iter_mut().flatten().all(|kv| kv.truncate(len));
+        if !kept {
+            for kv in self.kv.iter_mut().flatten() {
+                kv.truncate(0);
+            }
+        }
+        self.len = if kept { len } else { 0 };
+        kept
+    }
+}
+
+impl<D: Ops> Graph<D> {
+    /// The graph of the model that `architecture` describes, its weights taken from `checkpoint`.
+    ///
+    /// # Errors
+    ///
+    /// If a tensor is missing, left over, or has another shape.
+    pub fn load(
+        device: D,
+        architecture: Architecture,
+        checkpoint: &Checkpoint,
+        format: Format,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<(Self, Vec<String>)> {
+        let mut l = Loader::new(&device, checkpoint, &architecture, format, progress)?;
+        let (vocab, hidden) = (architecture.vocab, architecture.hidden);
+        let top = At::default();
+        let embed = Linear::load(&mut l, Part::Embed, top, [vocab, hidden], false)?;
+        let embed_norm =
+            l.maybe_norm(Part::EmbedNorm, top, architecture.embedding.norm.as_ref(), hidden)?;
+        let rows = architecture.embedding.learned_positions;
+        let learned_positions =
+            rows.map(|rows| l.matrix(Part::LearnedPositions, top, [rows, hidden])).transpose()?;
+        let (rotations, kinds) = rotations(&architecture);
+        let load_block = |(i, spec)| Block::load(&mut l, i, spec, kinds[i]);
+        let blocks =
+            architecture.layers.iter().enumerate().map(load_block).collect::<Result<_>>()?;
+        let final_norm = l.norm(Part::FinalNorm, top, &architecture.final_norm, hidden)?;
+        let mut warnings = Vec::new();
+        let head = if architecture.head.tied {
+            warnings.extend(tied_head_warning(&mut l));
+            None
+        } else {
+            Some(Linear::load(&mut l, Part::Head, top, [vocab, hidden], architecture.head.bias)?)
+        };
+        l.finish()?;
+        let graph = Self {
+            device,
+            architecture,
+            embed,
+            embed_norm,
+            learned_positions,
+            rotations,
+            blocks,
+            final_norm,
+            head,
+        };
+        Ok((graph, warnings))
+    }
+
+    /// The device that computes.
+    #[must_use]
+    pub fn device(&self) -> &D {
+        &self.device
+    }
+
+    /// The model's description.
+    #[must_use]
+    pub fn architecture(&self) -> &Architecture {
+        &self.architecture
+    }
+
+    /// An empty sequence whose cache has elements of `format`.
+    ///
+    /// # Errors
+    ///
+    /// If the device has no memory.
+    pub fn sequence(&self, format: KvFormat) -> Result<Sequence<D>> {
+        let kv = |block: &Block<D>| {
+            block.attention().map(|a| self.device.kv(a.kv_shape(format))).transpose()
+        };
+        let kv = self.blocks.iter().map(kv).collect::<Result<_>>()?;
+        Ok(Sequence { kv, len: 0, buffers: None, cos: Vec::new(), sin: Vec::new() })
+    }
+
+    /// Passes `ids` through the graph after what is in `sequence`, and appends the wanted rows of logits,
+    /// `[vocab]` each, to `logits`. `go_on` is asked before every chunk.
+    ///
+    /// # Errors
+    ///
+    /// If an id is outside the vocabulary, the device fails, or `go_on` says no; the sequence is then as before.
+    pub fn forward(
+        &self,
+        ids: &[u32],
+        sequence: &mut Sequence<D>,
+        rows: Rows,
+        logits: &mut Vec<f32>,
+        go_on: &dyn Fn() -> bool,
+    ) -> Result<()> {
+        self.check_ids(ids)?;
+        let before = sequence.len;
+        let context = before + ids.len();
+        self.check_positions(context)?;
+        let n_chunks = ids.len().div_ceil(CHUNK);
+        for (i, chunk) in ids.chunks(CHUNK).enumerate() {
+            let rows = if rows == Rows::Last && i + 1 < n_chunks { Rows::None } else { rows };
+            let result = if go_on() {
+                self.chunk(chunk, context, sequence, rows, logits)
+            } else {
+                Err(Error::new(ErrorKind::Cancelled, "the computation was cancelled"))
+            };
+            if let Err(e) = result {
+                sequence.truncate(before);
+                return Err(e);
+            }
+        }
+        Ok(())
+    }
+
+    fn check_ids(&self, ids: &[u32]) -> Result<()> {
+        let vocab = self.architecture.vocab;
+        match ids.iter().find(|id| **id as usize >= vocab) {
+            Some(id) => Err(Error::bad_input(format!(
+                "token id {id} is not below the vocabulary's size {vocab}"
+            ))),
+            None => Ok(()),
+        }
+    }
+
+    fn check_positions(&self, context: usize) -> Result<()> {
+        match self.architecture.embedding.learned_positions {
+            Some(rows) if context > rows => Err(Error::new(
+                ErrorKind::TooLong,
+                format!(
+                    "the text has {context} tokens, but the model has learned {rows} positions"
+                ),
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    fn chunk(
+        &self,
+        ids: &[u32],
+        context: usize,
+        sequence: &mut Sequence<D>,
+        rows: Rows,
+        logits: &mut Vec<f32>,
+    ) -> Result<()> {
+        let (d, n) = (&self.device, ids.len());
+        let mut buffers = self.buffers(sequence.buffers.take(), n, rows)?;
+        let b = &mut buffers;
+        self.place(b, n, context, sequence)?;
+        self.embed.lookup(d, ids, &mut b.x)?;
+        if let Some(table) = &self.learned_positions {
+            let positions: Vec<u32> = (sequence.len as u32..).take(n).collect();
+            d.embed(table, &positions, &mut b.last)?;
+            d.add(&b.last, &mut b.x, n * self.architecture.hidden)?;
+        }
+        if let Some(norm) = &self.embed_norm {
+            d.norm_in_place(norm, &mut b.x, n)?;
+        }
+        for (block, kv) in self.blocks.iter().zip(&mut sequence.kv) {
+            block.forward(d, &b.step, &mut b.x, kv.as_mut(), &mut b.block)?;
+        }
+        self.logits(b, n, rows, logits)?;
+        sequence.len += n;
+        for kv in sequence.kv.iter_mut().flatten() {
+            kv.forget_unseen(sequence.len);
+        }
+        sequence.buffers = Some(buffers);
+        Ok(())
+    }
+
+    /// Buffers with room for `n` tokens: the old ones if they are large enough.
+    fn buffers(&self, old: Option<Buffers<D>>, n: usize, rows: Rows) -> Result<Buffers<D>> {
+        let (d, hidden, vocab) = (&self.device, self.architecture.hidden, self.architecture.vocab);
+        let logit_rows = if rows == Rows::All { n.min(LOGIT_ROWS) } else { 1 };
+        let mut buffers = match old {
+            Some(buffers) if buffers.room >= n => buffers,
+            _ => Buffers {
+                room: n,
+                x: d.buffer(n * hidden)?,
+                last: d.buffer(n * hidden)?,
+                logits: d.buffer(logit_rows * vocab)?,
+                step: Step { n, start: 0, angles: self.angles(n)? },
+                block: block::Scratch::new(d, n, &self.architecture)?,
+            },
+        };
+        if d.room(&buffers.logits) < logit_rows * vocab {
+            buffers.logits = d.buffer(logit_rows * vocab)?;
+        }
+        Ok(buffers)
+    }
+
+    fn angles(&self, n: usize) -> Result<Vec<Angles<D>>> {
+        let angles = |frequencies: &Frequencies| {
+            let rope = frequencies.rope();
+            let buffer = || self.device.buffer(n * rope.rotary_dim / 2);
+            Ok(Angles {
+                cos: buffer()?,
+                sin: buffer()?,
+                rotary_dim: rope.rotary_dim,
+                style: rope.style,
+            })
+        };
+        self.rotations.iter().map(angles).collect()
+    }
+
+    /// Tells the step where it stands, and computes the angles of its positions.
+    fn place(
+        &self,
+        b: &mut Buffers<D>,
+        n: usize,
+        context: usize,
+        s: &mut Sequence<D>,
+    ) -> Result<()> {
+        (b.step.n, b.step.start) = (n, s.len);
+        for (frequencies, angles) in self.rotations.iter().zip(&mut b.step.angles) {
+            s.cos.clear();
+            s.sin.clear();
+            frequencies.angles(s.len, n, context, &mut s.cos, &mut s.sin);
+            self.device.write(&s.cos, &mut angles.cos)?;
+            self.device.write(&s.sin, &mut angles.sin)?;
+        }
+        Ok(())
+    }
+
+    /// Norm and head of the wanted rows of `x`.
+    fn logits(
+        &self,
+        b: &mut Buffers<D>,
+        n: usize,
+        rows: Rows,
+        logits: &mut Vec<f32>,
+    ) -> Result<()> {
+        let (d, hidden, vocab) = (&self.device, self.architecture.hidden, self.architecture.vocab);
+        let wanted: Vec<usize> = match rows {
+            Rows::None => return Ok(()),
+            Rows::Last => vec![n - 1],
+            Rows::All => (0..n).collect(),
+        };
+        for some in wanted.chunks(LOGIT_ROWS) {
+            d.gather(&b.x, hidden, some, &mut b.last)?;
+            d.norm_in_place(&self.final_norm, &mut b.last, some.len())?;
+            let head = self.head.as_ref().unwrap_or(&self.embed);
+            head.forward(d, &b.last, some.len(), &mut b.logits)?;
+            let start = logits.len();
+            logits.resize(start + some.len() * vocab, 0.0);
+            d.read(&b.logits, 0, &mut logits[start..])?;
+        }
+        Ok(())
+    }
+}
+
+/// The different rotations of a model, and for each layer the number of its own.
+fn rotations(architecture: &Architecture) -> (Vec<Frequencies>, Vec<Option<usize>>) {
+    let mut kinds: Vec<Frequencies> = Vec::new();
+    let mut kind_of = |layer: &tramontane_models::spec::Layer| {
+        let Position::Rope(rope) = &layer.attention()?.position else { return None };
+        let known = kinds.iter().position(|f| f.rope() == rope);
+        Some(known.unwrap_or_else(|| {
+            kinds.push(Frequencies::new(rope));
+            kinds.len() - 1
+        }))
+    };
+    let of_layers = architecture.layers.iter().map(&mut kind_of).collect();
+    (kinds, of_layers)
+}
+
+/// A tied model may carry a head all the same: it is not used, and should be the embedding.
+fn tied_head_warning<D: Ops>(l: &mut Loader<'_, D>) -> Option<String> {
+    let (head, embed) = (l.skip(Part::Head)?, l.skip(Part::Embed)?);
+    if *head.bytes == *embed.bytes {
+        return None;
+    }
+    Some(format!(
+        "`{}` differs from the embedding, but `tie_word_embeddings` is true: the embedding is used, as transformers does",
+        head.name
+    ))
+}
+
+impl<D: Ops> Graph<D> {
+    /// Whether what a token computes depends on the length of the whole context (dynamic scaling).
+    #[must_use]
+    pub fn depends_on_context(&self) -> bool {
+        self.rotations.iter().any(|f| matches!(f.rope().scaling, RopeScaling::Dynamic { .. }))
+    }
+}

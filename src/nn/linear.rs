@@ -1,0 +1,72 @@
+//! A projection: a matrix and perhaps a bias.
+
+use tramontane_models::names::Part;
+
+use crate::error::Result;
+use crate::nn::weight::{At, Loader};
+use crate::ops::Ops;
+
+/// `y = w · x + bias`.
+pub struct Linear<D: Ops> {
+    weight: D::Weight,
+    bias: Option<D::Buffer>,
+    rows: usize,
+}
+
+impl<D: Ops> Linear<D> {
+    /// The projection `part`, whose matrix is `[rows, cols]`.
+    ///
+    /// # Errors
+    ///
+    /// If a tensor is missing or has another shape.
+    pub fn load(
+        l: &mut Loader<'_, D>,
+        part: Part,
+        at: At,
+        [rows, cols]: [usize; 2],
+        bias: bool,
+    ) -> Result<Self> {
+        let weight = l.matrix(part, at, [rows, cols])?;
+        let bias = if bias { Some(l.bias(part, at, rows)?) } else { None };
+        Ok(Self { weight, bias, rows })
+    }
+
+    /// `out[t] = w[ids[t]]`: the matrix as an embedding.
+    ///
+    /// # Errors
+    ///
+    /// If the device fails.
+    pub fn lookup(&self, d: &D, ids: &[u32], out: &mut D::Buffer) -> Result<()> {
+        d.embed(&self.weight, ids, out)
+    }
+
+    /// `out[t] = w · x[t] + bias`; `x` is `[n, cols]`, `out` `[n, rows]`.
+    ///
+    /// # Errors
+    ///
+    /// If the device fails.
+    pub fn forward(&self, d: &D, x: &D::Buffer, n: usize, out: &mut D::Buffer) -> Result<()> {
+        forward_all(d, [self], x, n, [out])
+    }
+}
+
+/// Several projections of the same input, which the device then prepares once.
+///
+/// # Errors
+///
+/// If the device fails.
+pub fn forward_all<D: Ops, const N: usize>(
+    d: &D,
+    projections: [&Linear<D>; N],
+    x: &D::Buffer,
+    n: usize,
+    mut outs: [&mut D::Buffer; N],
+) -> Result<()> {
+    d.linear(&projections.map(|p| &p.weight), x, n, &mut outs)?;
+    for (projection, out) in projections.iter().zip(outs) {
+        if let Some(bias) = &projection.bias {
+            d.add_bias(bias, projection.rows, out, n)?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,175 @@
+//! The feed-forward half of a block: gated, plain, or experts.
+
+use tramontane_models::names::Part;
+use tramontane_models::spec::{self, Activation};
+
+use crate::error::Result;
+use crate::nn::experts::{self, Experts};
+use crate::nn::linear::{Linear, forward_all};
+use crate::nn::weight::{At, Loader};
+use crate::ops::Ops;
+
+/// The MLP of one layer.
+pub enum Mlp<D: Ops> {
+    /// `down(act(gate(x)) · up(x))` (Shazeer 2020, arXiv:2002.05202).
+    Gated(Gated<D>),
+    /// `down(act(up(x)))`.
+    Plain(Plain<D>),
+    /// A few of many gated MLPs, chosen per token.
+    Experts(Experts<D>),
+}
+
+/// A gated MLP.
+pub struct Gated<D: Ops> {
+    gate_proj: Linear<D>,
+    up_proj: Linear<D>,
+    down_proj: Linear<D>,
+    activation: Activation,
+    inner: usize,
+}
+
+/// An MLP of two matrices.
+pub struct Plain<D: Ops> {
+    up_proj: Linear<D>,
+    down_proj: Linear<D>,
+    activation: Activation,
+    inner: usize,
+}
+
+/// Buffers of the MLP, for as many tokens as a chunk has.
+pub struct Scratch<D: Ops> {
+    gate: D::Buffer,
+    up: D::Buffer,
+    experts: Option<experts::Scratch<D>>,
+}
+
+impl<D: Ops> Scratch<D> {
+    /// Buffers for `n` tokens and the widest of `layers`.
+    ///
+    /// # Errors
+    ///
+    /// If the device has no memory.
+    pub fn new(d: &D, n: usize, architecture: &spec::Architecture) -> Result<Self> {
+        let (mut inner, mut n_experts) = (0, 0);
+        for layer in &architecture.layers {
+            match &layer.mlp {
+                Some(spec::Mlp::Gated(dense) | spec::Mlp::Plain(dense)) => {
+                    inner = inner.max(dense.inner)
+                }
+                Some(spec::Mlp::Experts(e)) => {
+                    inner = inner.max(e.inner);
+                    n_experts = n_experts.max(e.n_experts);
+                }
+                None => {}
+            }
+        }
+        let experts =
+            (n_experts > 0).then(|| experts::Scratch::new(d, n, architecture.hidden, n_experts));
+        Ok(Self {
+            gate: d.buffer(n * inner)?,
+            up: d.buffer(n * inner)?,
+            experts: experts.transpose()?,
+        })
+    }
+}
+
+impl<D: Ops> Mlp<D> {
+    /// The MLP of layer `at`.
+    ///
+    /// # Errors
+    ///
+    /// If a tensor is missing or has another shape.
+    pub fn load(l: &mut Loader<'_, D>, at: At, spec: &spec::Mlp) -> Result<Self> {
+        Ok(match spec {
+            spec::Mlp::Gated(dense) => {
+                Self::Gated(Gated::load(l, at, dense, [Part::Gate, Part::Up, Part::Down])?)
+            }
+            spec::Mlp::Plain(dense) => Self::Plain(Plain::load(l, at, dense)?),
+            spec::Mlp::Experts(experts) => Self::Experts(Experts::load(l, at, experts)?),
+        })
+    }
+
+    /// The MLP of `n` tokens; `x` and `out` are `[n, hidden]`.
+    ///
+    /// # Errors
+    ///
+    /// If the device fails.
+    pub fn forward(
+        &self,
+        d: &D,
+        x: &D::Buffer,
+        n: usize,
+        s: &mut Scratch<D>,
+        out: &mut D::Buffer,
+    ) -> Result<()> {
+        match self {
+            Self::Gated(gated) => gated.forward(d, x, n, s, out),
+            Self::Plain(plain) => plain.forward(d, x, n, s, out),
+            Self::Experts(experts) => {
+                // The scratch of experts is taken out so that one expert can use the rest.
+                let Some(mut own) = s.experts.take() else { return Ok(()) };
+                let result = experts.forward(d, x, n, &mut own, s, out);
+                s.experts = Some(own);
+                result
+            }
+        }
+    }
+}
+
+impl<D: Ops> Gated<D> {
+    /// A gated MLP whose projections are called `[gate, up, down]`.
+    pub(super) fn load(
+        l: &mut Loader<'_, D>,
+        at: At,
+        spec: &spec::Dense,
+        parts: [Part; 3],
+    ) -> Result<Self> {
+        let (hidden, inner) = (l.architecture().hidden, spec.inner);
+        let [gate, up, down] = parts;
+        Ok(Self {
+            gate_proj: Linear::load(l, gate, at, [inner, hidden], spec.bias)?,
+            up_proj: Linear::load(l, up, at, [inner, hidden], spec.bias)?,
+            down_proj: Linear::load(l, down, at, [hidden, inner], spec.bias)?,
+            activation: spec.activation,
+            inner,
+        })
+    }
+
+    pub(super) fn forward(
+        &self,
+        d: &D,
+        x: &D::Buffer,
+        n: usize,
+        s: &mut Scratch<D>,
+        out: &mut D::Buffer,
+    ) -> Result<()> {
+        forward_all(d, [&self.gate_proj, &self.up_proj], x, n, [&mut s.gate, &mut s.up])?;
+        d.gate(self.activation, &s.up, &mut s.gate, n * self.inner)?;
+        self.down_proj.forward(d, &s.gate, n, out)
+    }
+}
+
+impl<D: Ops> Plain<D> {
+    fn load(l: &mut Loader<'_, D>, at: At, spec: &spec::Dense) -> Result<Self> {
+        let (hidden, inner) = (l.architecture().hidden, spec.inner);
+        Ok(Self {
+            up_proj: Linear::load(l, Part::Up, at, [inner, hidden], spec.bias)?,
+            down_proj: Linear::load(l, Part::Down, at, [hidden, inner], spec.bias)?,
+            activation: spec.activation,
+            inner,
+        })
+    }
+
+    fn forward(
+        &self,
+        d: &D,
+        x: &D::Buffer,
+        n: usize,
+        s: &mut Scratch<D>,
+        out: &mut D::Buffer,
+    ) -> Result<()> {
+        self.up_proj.forward(d, x, n, &mut s.up)?;
+        d.activate(self.activation, &mut s.up, n * self.inner)?;
+        self.down_proj.forward(d, &s.up, n, out)
+    }
+}

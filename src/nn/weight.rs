@@ -1,0 +1,315 @@
+//! Named tensors → weights of the graph, checked against the description.
+//!
+//! Whatever is odd about how a family stores its weights is undone here, once: the graph sees one form. Every tensor
+//! of the checkpoint must be used, or be known as not needed: a tensor that nobody asks for would have changed the
+//! numbers.
+
+use std::collections::BTreeSet;
+
+use tramontane_models::names::Part;
+use tramontane_models::spec::{Architecture, Norm, NormKind, RopeStyle};
+
+use crate::checkpoint::{Bytes, Checkpoint, TensorData};
+use crate::error::{Error, Result};
+use crate::ops::{Format, NormWeight, Ops};
+
+/// Where in the model a part stands.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct At {
+    /// The layer, where the part belongs to one.
+    pub layer: usize,
+    /// The expert, where the part belongs to one.
+    pub expert: usize,
+}
+
+impl At {
+    /// In layer `layer`.
+    #[must_use]
+    pub fn layer(layer: usize) -> Self {
+        Self { layer, expert: 0 }
+    }
+}
+
+/// Takes the weights of one model from a checkpoint to a device.
+pub struct Loader<'a, D> {
+    device: &'a D,
+    checkpoint: &'a Checkpoint,
+    architecture: &'a Architecture,
+    format: Format,
+    prefix: &'static str,
+    used: BTreeSet<String>,
+    loaded_bytes: u64,
+    progress: &'a mut dyn FnMut(u64, u64),
+}
+
+impl<'a, D: Ops> Loader<'a, D> {
+    /// A loader that reports `progress(bytes so far, all bytes)`.
+    ///
+    /// # Errors
+    ///
+    /// If the checkpoint holds no embedding under any name that the family uses.
+    pub fn new(
+        device: &'a D,
+        checkpoint: &'a Checkpoint,
+        architecture: &'a Architecture,
+        format: Format,
+        progress: &'a mut dyn FnMut(u64, u64),
+    ) -> Result<Self> {
+        let names = architecture.stored.names;
+        let embed = |prefix: &str| names.module(Part::Embed, prefix, 0, 0).map(|m| m + ".weight");
+        let found = names
+            .prefixes
+            .iter()
+            .find(|p| embed(p).is_some_and(|name| checkpoint.get(&name).is_some()));
+        let Some(prefix) = found else {
+            let expected = names.prefixes.first().and_then(|p| embed(p)).unwrap_or_default();
+            let some: Vec<&str> = checkpoint.names().take(3).collect();
+            return Err(Error::bad_model(format!(
+                "tensor `{expected}` is missing; the file begins with {}",
+                if some.is_empty() {
+                    "no tensor at all".to_owned()
+                } else {
+                    format!("`{}`", some.join("`, `"))
+                }
+            ))
+            .hint("the weights that belong to this config.json"));
+        };
+        let (used, loaded_bytes) = (BTreeSet::new(), 0);
+        Ok(Self { device, checkpoint, architecture, format, prefix, used, loaded_bytes, progress })
+    }
+
+    /// The device that the weights go to.
+    #[must_use]
+    pub fn device(&self) -> &'a D {
+        self.device
+    }
+
+    /// The model's description.
+    #[must_use]
+    pub fn architecture(&self) -> &'a Architecture {
+        self.architecture
+    }
+
+    /// The matrix of `part`, `[rows, cols]`.
+    ///
+    /// # Errors
+    ///
+    /// If it is missing or has another shape or an unknown dtype.
+    pub fn matrix(&mut self, part: Part, at: At, shape: [usize; 2]) -> Result<D::Weight> {
+        let tensor = self.tensor(part, at, "weight", &shape)?;
+        let tensor = self.undo_interleaving(part, at, tensor)?;
+        self.device
+            .weight(&tensor, self.format)
+            .map_err(|e| e.at(format!("`{}`", tensor.name)).at(&tensor.file))
+    }
+
+    /// The bias of `part`, `[len]`.
+    ///
+    /// # Errors
+    ///
+    /// If it is missing or has another length.
+    pub fn bias(&mut self, part: Part, at: At, len: usize) -> Result<D::Buffer> {
+        let tensor = self.tensor(part, at, "bias", &[len])?;
+        let tensor = self.undo_interleaving(part, at, tensor)?;
+        self.vector(&tensor, tensor.to_f32()?)
+    }
+
+    /// The weights of the norm `part` over rows of `width`.
+    ///
+    /// # Errors
+    ///
+    /// If they are missing, have another length, or are not finite.
+    pub fn norm(
+        &mut self,
+        part: Part,
+        at: At,
+        norm: &Norm,
+        width: usize,
+    ) -> Result<NormWeight<D::Buffer>> {
+        let tensor = self.tensor(part, at, "weight", &[width])?;
+        let mut values = tensor.to_f32()?;
+        let (centred, has_bias) = match norm.kind {
+            NormKind::Rms => (false, false),
+            NormKind::Layer { bias, minus_one } => {
+                if minus_one {
+                    values.iter_mut().for_each(|w| *w += 1.0);
+                }
+                (true, bias)
+            }
+        };
+        let weight = self.vector(&tensor, values)?;
+        let bias = if has_bias { Some(self.bias(part, at, width)?) } else { None };
+        Ok(NormWeight { weight, bias, width, eps: norm.eps, centred })
+    }
+
+    /// The norm `part`, where the description has one.
+    ///
+    /// # Errors
+    ///
+    /// As [`Loader::norm`].
+    pub fn maybe_norm(
+        &mut self,
+        part: Part,
+        at: At,
+        norm: Option<&Norm>,
+        width: usize,
+    ) -> Result<Option<NormWeight<D::Buffer>>> {
+        norm.map(|norm| self.norm(part, at, norm, width)).transpose()
+    }
+
+    /// Whether the checkpoint holds the weight of `part`.
+    #[must_use]
+    pub fn has(&self, part: Part) -> bool {
+        self.name(part, At::default(), "weight")
+            .is_some_and(|name| self.checkpoint.get(&name).is_some())
+    }
+
+    /// The stored tensor of `part`, marked as used although it is not taken to the device.
+    pub fn skip(&mut self, part: Part) -> Option<&'a TensorData> {
+        let name = self.name(part, At::default(), "weight")?;
+        let tensor = self.checkpoint.get(&name);
+        self.used.insert(name);
+        tensor
+    }
+
+    /// Checks that nothing in the checkpoint was left over.
+    ///
+    /// # Errors
+    ///
+    /// If a tensor was not used and is not known as not needed.
+    pub fn finish(self) -> Result<()> {
+        let names = self.architecture.stored.names;
+        let left: Vec<&str> = self
+            .checkpoint
+            .names()
+            .filter(|n| !self.used.contains(*n) && !names.is_unused(n))
+            .collect();
+        let Some(first) = left.first() else { return Ok(()) };
+        let n_layers = self.architecture.layers.len();
+        let layer = first.split('.').find_map(|piece| piece.parse::<usize>().ok());
+        let what = match layer {
+            Some(layer) if layer >= n_layers => format!(
+                "tensor `{first}` belongs to layer {layer}, but the configuration says {n_layers} layers (`{}`)",
+                if names.prefixes == [""] { "n_layers" } else { "num_hidden_layers" }
+            ),
+            _ => format!("tensor `{first}` is not used by {}", self.architecture.family),
+        };
+        let others =
+            if left.len() > 1 { format!(" (and {} more)", left.len() - 1) } else { String::new() };
+        let file = self.checkpoint.get(first).map(|t| t.file.to_string()).unwrap_or_default();
+        Err(Error::bad_model(what + &others)
+            .at(file)
+            .so("the model would compute something else than its authors meant")
+            .hint("the configuration and weights of one and the same revision"))
+    }
+
+    fn name(&self, part: Part, at: At, suffix: &str) -> Option<String> {
+        let module =
+            self.architecture.stored.names.module(part, self.prefix, at.layer, at.expert)?;
+        Some(format!("{module}.{suffix}"))
+    }
+
+    fn tensor(&mut self, part: Part, at: At, suffix: &str, shape: &[usize]) -> Result<TensorData> {
+        let Some(name) = self.name(part, at, suffix) else {
+            return Err(Error::not_supported(format!(
+                "{} has no name for {part:?} in this format",
+                self.architecture.family
+            )));
+        };
+        let Some(tensor) = self.checkpoint.get(&name) else {
+            return Err(self.missing(part, &name));
+        };
+        if tensor.shape != shape {
+            return Err(mismatch(part, tensor, shape));
+        }
+        self.used.insert(name);
+        self.loaded_bytes += tensor.bytes.len() as u64;
+        (self.progress)(self.loaded_bytes, self.checkpoint.total_bytes());
+        Ok(tensor.clone())
+    }
+
+    fn missing(&self, part: Part, name: &str) -> Error {
+        let n_layers = self.architecture.layers.len();
+        let mut what = format!("tensor `{name}` is missing");
+        if part == Part::Head {
+            what += ", and the configuration does not tie the head to the embedding (`tie_word_embeddings`)";
+        } else if name.contains("layers.") {
+            what += &format!("; the configuration says {n_layers} layers");
+        }
+        let files: Vec<String> =
+            self.checkpoint.files().iter().map(|file| file.path.display().to_string()).collect();
+        Error::bad_model(what)
+            .at(files.join(", "))
+            .hint("fetching the weights again: a file may be incomplete")
+    }
+
+    fn vector(&self, tensor: &TensorData, values: Vec<f32>) -> Result<D::Buffer> {
+        if let Some(i) = values.iter().position(|v| !v.is_finite()) {
+            return Err(tensor.error(format!(
+                "`{}` holds {} at {i}, expected finite numbers",
+                tensor.name, values[i]
+            )));
+        }
+        let mut buffer = self.device.buffer(values.len())?;
+        self.device.write(&values, &mut buffer)?;
+        Ok(buffer)
+    }
+
+    /// Mistral's own files interleave the rows of queries and keys: rows `2i` and `2i + 1` of a head turn
+    /// together. The graph turns row `i` with row `i + head_dim/2`.
+    fn undo_interleaving(&self, part: Part, at: At, tensor: TensorData) -> Result<TensorData> {
+        let is_query_or_key = part == Part::Q || part == Part::K;
+        if self.architecture.stored.qk_rows == RopeStyle::Halves || !is_query_or_key {
+            return Ok(tensor);
+        }
+        let Some(head_dim) = self.architecture.layers[at.layer].attention().map(|a| a.head_dim)
+        else {
+            return Ok(tensor);
+        };
+        let row_bytes = tensor.bytes.len() / tensor.shape[0];
+        let mut bytes = Vec::with_capacity(tensor.bytes.len());
+        for head in tensor.bytes.chunks_exact(head_dim * row_bytes) {
+            for start in [0, 1] {
+                for row in head.chunks_exact(row_bytes).skip(start).step_by(2) {
+                    bytes.extend_from_slice(row);
+                }
+            }
+        }
+        tensor.bytes.release();
+        Ok(TensorData { bytes: Bytes::from(bytes), ..tensor })
+    }
+}
+
+/// The error for a tensor of another shape, with the configuration's keys that decide the shape.
+fn mismatch(part: Part, tensor: &TensorData, expected: &[usize]) -> Error {
+    let keys = match part {
+        Part::Embed | Part::Head => "`vocab_size` and `hidden_size`",
+        Part::K | Part::V => "`num_key_value_heads`, `head_dim` and `hidden_size`",
+        Part::Q | Part::O => "`num_attention_heads`, `head_dim` and `hidden_size`",
+        Part::Gate
+        | Part::Up
+        | Part::Down
+        | Part::ExpertGate
+        | Part::ExpertUp
+        | Part::ExpertDown => "`intermediate_size` and `hidden_size`",
+        Part::Router => "`num_local_experts` and `hidden_size`",
+        Part::QNorm | Part::KNorm => "`head_dim`",
+        Part::EmbedNorm
+        | Part::LearnedPositions
+        | Part::FinalNorm
+        | Part::MixerNorm
+        | Part::PostMixerNorm
+        | Part::MlpNorm
+        | Part::PostMlpNorm => "`hidden_size`",
+    };
+    let transposed = tensor.shape.len() == 2 && expected == [tensor.shape[1], tensor.shape[0]];
+    let error = tensor.error(format!(
+        "`{}` has shape {:?}, expected {expected:?} from {keys}",
+        tensor.name, tensor.shape
+    ));
+    if transposed {
+        error.so("the matrix seems to be transposed")
+    } else {
+        error.hint("the configuration and weights of one and the same revision")
+    }
+}

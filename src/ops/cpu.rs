@@ -1,0 +1,357 @@
+//! The operations on the CPU: plain vectors in, `tramontane_kernels` inside.
+//!
+//! Weights stay where the checkpoint mapped them wherever their format allows it; the cache is made of blocks.
+
+mod kv;
+
+use half::{bf16, f16};
+use safetensors::Dtype;
+use tramontane_kernels::cpu::attention::{self, KvView};
+use tramontane_kernels::cpu::elementwise as element;
+use tramontane_kernels::cpu::matmul::matmul;
+use tramontane_kernels::formats::{Dense, Matrix};
+use tramontane_kernels::{Isa, Pool, default_threads};
+use tramontane_models::spec::{Activation, RopeStyle};
+
+use crate::checkpoint::TensorData;
+use crate::error::{Error, ErrorKind, Result};
+use crate::ops::{AttendShape, Format, KvShape, NormWeight, Ops, Rotation};
+
+pub use kv::CpuKv;
+
+/// The CPU: its instructions and the threads that compute.
+pub struct Cpu {
+    isa: Isa,
+    pool: Pool,
+}
+
+impl Cpu {
+    /// The CPU with `threads` threads; `None` for the physical cores that this process may use.
+    ///
+    /// The environment variable `TRAMONTANE_ISA` forces an instruction set.
+    ///
+    /// # Errors
+    ///
+    /// If the forced instruction set is unknown or this machine does not have it.
+    pub fn new(threads: Option<usize>) -> Result<Self> {
+        let isa = Isa::from_env().map_err(Error::bad_input)?;
+        Ok(Self { isa, pool: Pool::new(threads.unwrap_or_else(default_threads)) })
+    }
+
+    /// `cpu` and its instruction set.
+    #[must_use]
+    pub fn name(&self) -> String {
+        format!("cpu ({})", self.isa.name())
+    }
+
+    /// Threads that compute.
+    #[must_use]
+    pub fn threads(&self) -> usize {
+        self.pool.n_threads()
+    }
+}
+
+/// A weight matrix `[rows, cols]` in main memory.
+pub struct CpuWeight {
+    rows: usize,
+    cols: usize,
+    data: Data,
+}
+
+enum Data {
+    /// Where the checkpoint has it.
+    Stored(TensorData),
+    F32(Vec<f32>),
+    F16(Vec<f16>),
+    Bf16(Vec<bf16>),
+}
+
+impl CpuWeight {
+    fn matrix(&self) -> Result<Matrix<'_>> {
+        let data = match &self.data {
+            Data::F32(values) => Dense::F32(values),
+            Data::F16(values) => Dense::F16(values),
+            Data::Bf16(values) => Dense::Bf16(values),
+            Data::Stored(tensor) => stored(tensor)?,
+        };
+        Ok(Matrix::new(self.rows, self.cols, data))
+    }
+}
+
+/// The values of a tensor where they are.
+fn stored(tensor: &TensorData) -> Result<Dense<'_>> {
+    let f32 = || tensor.as_f32().map(Dense::F32);
+    let f16 = || tensor.as_f16().map(Dense::F16);
+    let bf16 = || tensor.as_bf16().map(Dense::Bf16);
+    f32().or_else(f16).or_else(bf16).ok_or_else(|| {
+        Error::not_supported(format!(
+            "`{}` is stored as {:?}, expected F32, F16 or BF16",
+            tensor.name, tensor.dtype
+        ))
+    })
+}
+
+/// The values of `tensor` in `format`, which is not the one in which it is stored.
+fn converted(tensor: &TensorData, format: Format) -> Result<Data> {
+    let values = tensor.to_f32()?;
+    tensor.bytes.release();
+    Ok(match format {
+        Format::Auto | Format::F32 => Data::F32(values),
+        Format::Bf16 => Data::Bf16(values.into_iter().map(bf16::from_f32).collect()),
+        Format::F16 => {
+            if let Some(x) =
+                values.iter().find(|x| x.is_finite() && f16::from_f32(**x).is_infinite())
+            {
+                return Err(Error::bad_model(format!(
+                    "`{}` holds {x}, which overflows f16",
+                    tensor.name
+                ))
+                .hint("--format bf16 or f32"));
+            }
+            Data::F16(values.into_iter().map(f16::from_f32).collect())
+        }
+    })
+}
+
+impl Ops for Cpu {
+    type Buffer = Vec<f32>;
+    type Weight = CpuWeight;
+    type Kv = CpuKv;
+
+    fn buffer(&self, len: usize) -> Result<Vec<f32>> {
+        let mut buffer = Vec::new();
+        buffer.try_reserve_exact(len).map_err(|e| no_memory(4 * len as u64, e))?;
+        buffer.resize(len, 0.0);
+        Ok(buffer)
+    }
+
+    fn room(&self, buffer: &Vec<f32>) -> usize {
+        buffer.len()
+    }
+
+    fn write(&self, values: &[f32], buffer: &mut Vec<f32>) -> Result<()> {
+        buffer[..values.len()].copy_from_slice(values);
+        Ok(())
+    }
+
+    fn read(&self, buffer: &Vec<f32>, start: usize, out: &mut [f32]) -> Result<()> {
+        out.copy_from_slice(&buffer[start..start + out.len()]);
+        Ok(())
+    }
+
+    fn weight(&self, tensor: &TensorData, format: Format) -> Result<CpuWeight> {
+        // Any dtype but these and F32 is refused by the conversion.
+        let stored_as = if tensor.dtype == Dtype::BF16 {
+            Format::Bf16
+        } else if tensor.dtype == Dtype::F16 {
+            Format::F16
+        } else {
+            Format::F32
+        };
+        let target = if format == Format::Auto { stored_as } else { format };
+        let as_it_is = target == stored_as && stored(tensor).is_ok();
+        let data = if as_it_is { Data::Stored(tensor.clone()) } else { converted(tensor, target)? };
+        Ok(CpuWeight { rows: tensor.shape[0], cols: tensor.shape[1], data })
+    }
+
+    fn kv(&self, shape: KvShape) -> Result<CpuKv> {
+        Ok(CpuKv::new(shape))
+    }
+
+    fn embed(&self, table: &CpuWeight, ids: &[u32], x: &mut Vec<f32>) -> Result<()> {
+        let matrix = table.matrix()?;
+        for (id, x) in ids.iter().zip(x.chunks_exact_mut(table.cols)) {
+            matrix.row(self.isa, *id as usize, x);
+        }
+        Ok(())
+    }
+
+    fn norm(
+        &self,
+        norm: &NormWeight<Vec<f32>>,
+        x: &Vec<f32>,
+        n: usize,
+        out: &mut Vec<f32>,
+    ) -> Result<()> {
+        let len = n * norm.width;
+        let (x, out) = (&x[..len], &mut out[..len]);
+        if norm.centred {
+            element::layer_norm(
+                self.isa,
+                &self.pool,
+                x,
+                &norm.weight,
+                norm.bias.as_deref(),
+                norm.eps,
+                out,
+            );
+        } else {
+            element::rms_norm(self.isa, &self.pool, x, &norm.weight, norm.eps, out);
+        }
+        Ok(())
+    }
+
+    fn norm_in_place(&self, norm: &NormWeight<Vec<f32>>, x: &mut Vec<f32>, n: usize) -> Result<()> {
+        let x = &mut x[..n * norm.width];
+        if norm.centred {
+            element::layer_norm_in_place(
+                self.isa,
+                &self.pool,
+                x,
+                &norm.weight,
+                norm.bias.as_deref(),
+                norm.eps,
+            );
+        } else {
+            element::rms_norm_in_place(self.isa, &self.pool, x, &norm.weight, norm.eps);
+        }
+        Ok(())
+    }
+
+    fn linear(
+        &self,
+        ws: &[&CpuWeight],
+        x: &Vec<f32>,
+        n: usize,
+        outs: &mut [&mut Vec<f32>],
+    ) -> Result<()> {
+        for (w, out) in ws.iter().zip(outs) {
+            matmul(self.isa, &self.pool, &w.matrix()?, &x[..n * w.cols], &mut out[..n * w.rows]);
+        }
+        Ok(())
+    }
+
+    fn add_bias(&self, bias: &Vec<f32>, width: usize, x: &mut Vec<f32>, n: usize) -> Result<()> {
+        element::add_bias(self.isa, &self.pool, &mut x[..n * width], bias);
+        Ok(())
+    }
+
+    fn add(&self, y: &Vec<f32>, x: &mut Vec<f32>, len: usize) -> Result<()> {
+        element::add(self.isa, &self.pool, &mut x[..len], &y[..len]);
+        Ok(())
+    }
+
+    fn scale_rows(&self, factors: &[f32], width: usize, x: &mut Vec<f32>) -> Result<()> {
+        for (factor, row) in factors.iter().zip(x.chunks_exact_mut(width)) {
+            element::scale(self.isa, &self.pool, row, *factor);
+        }
+        Ok(())
+    }
+
+    fn rotate(
+        &self,
+        rotation: &Rotation<'_, Vec<f32>>,
+        n_heads: usize,
+        head_dim: usize,
+        x: &mut Vec<f32>,
+        n: usize,
+    ) -> Result<()> {
+        let rope = element::Rope {
+            n_heads,
+            head_dim,
+            offset: 0,
+            rotary_dim: rotation.rotary_dim,
+            style: match rotation.style {
+                RopeStyle::Halves => element::RopeStyle::Halves,
+                RopeStyle::Interleaved => element::RopeStyle::Interleaved,
+            },
+        };
+        let angles = n * rotation.rotary_dim / 2;
+        let (cos, sin) = (&rotation.cos[..angles], &rotation.sin[..angles]);
+        element::rope(self.isa, &self.pool, &rope, cos, sin, &mut x[..n * n_heads * head_dim]);
+        Ok(())
+    }
+
+    fn store(
+        &self,
+        kv: &mut CpuKv,
+        k: &Vec<f32>,
+        v: &Vec<f32>,
+        n: usize,
+        start: usize,
+    ) -> Result<()> {
+        kv.store(self.isa, k, v, n, start)
+    }
+
+    fn attend(
+        &self,
+        shape: &AttendShape,
+        q: &Vec<f32>,
+        n: usize,
+        start: usize,
+        kv: &CpuKv,
+        out: &mut Vec<f32>,
+    ) -> Result<()> {
+        let attention = attention::Attention {
+            n_heads: shape.n_heads,
+            n_kv_heads: shape.n_kv_heads,
+            k_dim: shape.head_dim,
+            v_dim: shape.head_dim,
+            scale: shape.scale,
+            window: shape.window,
+            softcap: None,
+            alibi_slopes: shape.alibi.as_deref(),
+        };
+        let len = n * shape.n_heads * shape.head_dim;
+        let blocks = kv.blocks();
+        let view = KvView { first: kv.first_position(), blocks: &blocks };
+        attention::attend(
+            self.isa,
+            &self.pool,
+            &attention,
+            &q[..len],
+            start,
+            &view,
+            &mut out[..len],
+        );
+        Ok(())
+    }
+
+    fn gate(&self, act: Activation, up: &Vec<f32>, gate: &mut Vec<f32>, len: usize) -> Result<()> {
+        element::gated(self.isa, &self.pool, kernel_activation(act), &mut gate[..len], &up[..len]);
+        Ok(())
+    }
+
+    fn activate(&self, act: Activation, x: &mut Vec<f32>, len: usize) -> Result<()> {
+        element::activate(self.isa, &self.pool, kernel_activation(act), &mut x[..len]);
+        Ok(())
+    }
+
+    fn gather(&self, x: &Vec<f32>, width: usize, rows: &[usize], out: &mut Vec<f32>) -> Result<()> {
+        for (row, out) in rows.iter().zip(out.chunks_exact_mut(width)) {
+            out.copy_from_slice(&x[row * width..][..width]);
+        }
+        Ok(())
+    }
+
+    fn scatter_add(
+        &self,
+        y: &Vec<f32>,
+        width: usize,
+        rows: &[usize],
+        factors: &[f32],
+        x: &mut Vec<f32>,
+    ) -> Result<()> {
+        for ((row, factor), y) in rows.iter().zip(factors).zip(y.chunks_exact(width)) {
+            element::add_scaled(self.isa, &self.pool, &mut x[row * width..][..width], *factor, y);
+        }
+        Ok(())
+    }
+}
+
+fn kernel_activation(act: Activation) -> element::Activation {
+    match act {
+        Activation::Silu => element::Activation::Silu,
+        Activation::Gelu => element::Activation::Gelu,
+        Activation::GeluTanh => element::Activation::GeluTanh,
+        Activation::Relu => element::Activation::Relu,
+        Activation::Relu2 => element::Activation::ReluSquared,
+    }
+}
+
+/// The error when `bytes` of memory cannot be had.
+fn no_memory(bytes: u64, e: std::collections::TryReserveError) -> Error {
+    Error::new(ErrorKind::NoMemory, format!("{bytes} bytes of memory cannot be had"))
+        .hint("a smaller context (--ctx-size), format or model")
+        .caused_by(e)
+}

@@ -1,0 +1,257 @@
+//! The seam between the graph and the devices: every operation that the graph needs, with its shapes.
+//!
+//! The graph ([`crate::nn`]) is written once, over [`Ops`]; each device answers in its own file. Activations are
+//! f32 on every device, row-major, one row per token: a buffer of `n` rows of `width` holds element `(t, i)` at
+//! `t · width + i`. Buffers are allocated once per session and used again for every chunk.
+
+pub mod cpu;
+
+use tramontane_models::spec::{Activation, RopeStyle};
+
+use crate::checkpoint::TensorData;
+use crate::error::Result;
+
+pub use cpu::Cpu;
+
+/// How weights are kept in memory.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Hash, Default, serde::Serialize, serde::Deserialize,
+)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum Format {
+    /// As stored in the checkpoint.
+    #[default]
+    Auto,
+    /// 32-bit floats.
+    F32,
+    /// 16-bit floats with the exponent of f32.
+    Bf16,
+    /// IEEE 16-bit floats.
+    F16,
+}
+
+/// What one element of the key/value cache is kept as.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Hash, Default, serde::Serialize, serde::Deserialize,
+)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum KvFormat {
+    /// f32 where the weights are f32, else f16.
+    #[default]
+    Auto,
+    /// IEEE 16-bit floats.
+    F16,
+    /// 32-bit floats.
+    F32,
+}
+
+/// A norm's weights on a device.
+#[derive(Debug)]
+pub struct NormWeight<B> {
+    /// `[width]`.
+    pub weight: B,
+    /// `[width]`; a LayerNorm's bias.
+    pub bias: Option<B>,
+    /// Length of a row.
+    pub width: usize,
+    /// Added to the variance or mean square.
+    pub eps: f32,
+    /// Whether the mean is subtracted (LayerNorm) or not (RMSNorm).
+    pub centred: bool,
+}
+
+/// Shape of one layer's key/value storage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KvShape {
+    /// Key/value heads.
+    pub n_kv_heads: usize,
+    /// Elements of a key head and of a value head.
+    pub head_dim: usize,
+    /// Positions that attention looks back, the own one included; `None` for all.
+    pub window: Option<usize>,
+    /// Element format; [`KvFormat::Auto`] has been resolved by then.
+    pub format: KvFormat,
+}
+
+/// What attention computes for one layer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AttendShape {
+    /// Query heads; a multiple of `n_kv_heads`.
+    pub n_heads: usize,
+    /// Key/value heads.
+    pub n_kv_heads: usize,
+    /// Elements of a head.
+    pub head_dim: usize,
+    /// Scores are multiplied by this.
+    pub scale: f32,
+    /// Positions seen, the own one included; `None` for all.
+    pub window: Option<usize>,
+    /// Slope of each query head, where positions enter as a bias.
+    pub alibi: Option<Vec<f32>>,
+}
+
+/// Rotations of `n` tokens: which elements turn, and by which angles.
+#[derive(Debug)]
+pub struct Rotation<'a, B> {
+    /// `[n, rotary_dim / 2]`.
+    pub cos: &'a B,
+    /// `[n, rotary_dim / 2]`.
+    pub sin: &'a B,
+    /// Elements of a head that turn.
+    pub rotary_dim: usize,
+    /// Which elements form a pair.
+    pub style: RopeStyle,
+}
+
+/// The keys and values of one layer and one sequence. A clone shares blocks until one of the two changes them.
+pub trait Kv: Send + Clone {
+    /// Forgets every position from `len` on. `false` if positions before it that would still be
+    /// seen are gone, because a window has moved on; nothing is changed then.
+    fn truncate(&mut self, len: usize) -> bool;
+    /// Forgets what no position from `len` on can see, where a window slides.
+    fn forget_unseen(&mut self, len: usize);
+    /// Bytes of memory in use.
+    fn bytes(&self) -> u64;
+}
+
+/// The operations of a device.
+pub trait Ops: Sized + Send + Sync + 'static {
+    /// f32 activations on the device.
+    type Buffer: Send + Sync;
+    /// A weight matrix on the device.
+    type Weight: Send + Sync;
+    /// Keys and values of one layer and one sequence.
+    type Kv: Kv;
+
+    /// A buffer of `len` zeros.
+    fn buffer(&self, len: usize) -> Result<Self::Buffer>;
+    /// Number of elements that `buffer` has room for.
+    fn room(&self, buffer: &Self::Buffer) -> usize;
+    /// Copies `values` to the start of `buffer`.
+    fn write(&self, values: &[f32], buffer: &mut Self::Buffer) -> Result<()>;
+    /// Copies `out.len()` elements from `start` on.
+    fn read(&self, buffer: &Self::Buffer, start: usize, out: &mut [f32]) -> Result<()>;
+    /// Takes a matrix `[rows, cols]` of the checkpoint into the device's memory, in `format`.
+    fn weight(&self, tensor: &TensorData, format: Format) -> Result<Self::Weight>;
+    /// An empty key/value storage.
+    fn kv(&self, shape: KvShape) -> Result<Self::Kv>;
+
+    /// `x[t] = table[ids[t]]`; `table` is `[vocab, hidden]`, `x` `[n, hidden]`.
+    fn embed(&self, table: &Self::Weight, ids: &[u32], x: &mut Self::Buffer) -> Result<()>;
+    /// `out[t] = norm(x[t])` over `n` rows of `norm.width`.
+    fn norm(
+        &self,
+        norm: &NormWeight<Self::Buffer>,
+        x: &Self::Buffer,
+        n: usize,
+        out: &mut Self::Buffer,
+    ) -> Result<()>;
+    /// As [`Ops::norm`], in place.
+    fn norm_in_place(
+        &self,
+        norm: &NormWeight<Self::Buffer>,
+        x: &mut Self::Buffer,
+        n: usize,
+    ) -> Result<()>;
+    /// `outs[i][t] = ws[i] · x[t]`; each of `ws` is `[rows, cols]`, `x` `[n, cols]`, `outs[i]` `[n, rows]`.
+    ///
+    /// Matrices that read the same input stand in one call, so that a device prepares the input once.
+    fn linear(
+        &self,
+        ws: &[&Self::Weight],
+        x: &Self::Buffer,
+        n: usize,
+        outs: &mut [&mut Self::Buffer],
+    ) -> Result<()>;
+    /// `x[t] += bias` over `n` rows of `width`.
+    fn add_bias(
+        &self,
+        bias: &Self::Buffer,
+        width: usize,
+        x: &mut Self::Buffer,
+        n: usize,
+    ) -> Result<()>;
+    /// `x[i] += y[i]` for `i < len`.
+    fn add(&self, y: &Self::Buffer, x: &mut Self::Buffer, len: usize) -> Result<()>;
+    /// `x[t] *= factors[t]` over `factors.len()` rows of `width`.
+    fn scale_rows(&self, factors: &[f32], width: usize, x: &mut Self::Buffer) -> Result<()>;
+    /// Turns the `n_heads` heads of `head_dim` in each of the `n` rows of `x`.
+    fn rotate(
+        &self,
+        rotation: &Rotation<'_, Self::Buffer>,
+        n_heads: usize,
+        head_dim: usize,
+        x: &mut Self::Buffer,
+        n: usize,
+    ) -> Result<()>;
+    /// Stores keys and values `[n, n_kv_heads · head_dim]` of the positions from `start` on.
+    fn store(
+        &self,
+        kv: &mut Self::Kv,
+        k: &Self::Buffer,
+        v: &Self::Buffer,
+        n: usize,
+        start: usize,
+    ) -> Result<()>;
+    /// Attention of `n` queries `[n, n_heads · head_dim]` at the positions from `start` on over what
+    /// is stored; `out` has the shape of `q`.
+    fn attend(
+        &self,
+        shape: &AttendShape,
+        q: &Self::Buffer,
+        n: usize,
+        start: usize,
+        kv: &Self::Kv,
+        out: &mut Self::Buffer,
+    ) -> Result<()>;
+    /// `gate[i] = act(gate[i]) · up[i]` for `i < len`.
+    fn gate(
+        &self,
+        act: Activation,
+        up: &Self::Buffer,
+        gate: &mut Self::Buffer,
+        len: usize,
+    ) -> Result<()>;
+    /// `x[i] = act(x[i])` for `i < len`.
+    fn activate(&self, act: Activation, x: &mut Self::Buffer, len: usize) -> Result<()>;
+    /// `out[i] = x[rows[i]]`, rows of `width`.
+    fn gather(
+        &self,
+        x: &Self::Buffer,
+        width: usize,
+        rows: &[usize],
+        out: &mut Self::Buffer,
+    ) -> Result<()>;
+    /// `x[rows[i]] += factors[i] · y[i]`, rows of `width`; no row is named twice.
+    fn scatter_add(
+        &self,
+        y: &Self::Buffer,
+        width: usize,
+        rows: &[usize],
+        factors: &[f32],
+        x: &mut Self::Buffer,
+    ) -> Result<()>;
+}
+
+impl std::fmt::Display for Format {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+            Self::F16 => "f16",
+        })
+    }
+}
+
+impl std::fmt::Display for KvFormat {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::F16 => "f16",
+            Self::F32 => "f32",
+        })
+    }
+}
