@@ -8,6 +8,7 @@
 //! 2. [`checkpoint`] maps the weights; [`tramontane_models`] describes the architecture as data.
 //! 3. [`model`] puts them together: [`nn`] is the graph, written once over the operations of [`ops`], which each
 //!    device implements; the CPU's arithmetic is in [`tramontane_kernels`].
+//!    [`memory`] tells beforehand what it needs.
 //! 4. [`tokenizer`] turns text into ids and back, [`chat`] a conversation into a prompt.
 //! 5. [`mod@generate`] runs prefill and decode over a [`cache`], and [`sample`] chooses each id.
 //!
@@ -40,6 +41,7 @@ pub mod error;
 pub mod files;
 pub mod generate;
 pub mod hub;
+pub mod memory;
 pub mod model;
 pub mod nn;
 pub mod ops;

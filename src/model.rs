@@ -17,6 +17,7 @@ use crate::error::{Error, Result};
 use crate::files::{MAX_CONFIG, ModelFiles};
 use crate::generate::Session;
 use crate::hub::{self, HubOptions, ModelRef};
+use crate::memory::Estimate;
 use crate::nn::graph::{Graph, Rows};
 use crate::ops::{Cpu, Format, KvFormat};
 use crate::sample::GenerationDefaults;
@@ -152,6 +153,11 @@ impl Model {
             KvFormat::Auto => KvFormat::F16,
             KvFormat::F16 | KvFormat::F32 => options.kv,
         };
+        let context = options.context.or(architecture.max_positions).unwrap_or(DEFAULT_CONTEXT);
+        // Without an explicit context, room for a usual conversation is enough: the cache grows as it is used.
+        let planned = options.context.unwrap_or(context.min(DEFAULT_CONTEXT));
+        Estimate::new(&architecture, checkpoint.total_bytes(), options.format, kv, planned)
+            .check()?;
         let info = ModelInfo {
             name: name.to_owned(),
             family: architecture.family.clone(),
@@ -160,7 +166,7 @@ impl Model {
             kv: kv.to_string(),
             device: device.name(),
             threads: device.threads(),
-            context: options.context.or(architecture.max_positions).unwrap_or(DEFAULT_CONTEXT),
+            context,
             weight_bytes: checkpoint.total_bytes(),
         };
         let mut progress = |done, total| {

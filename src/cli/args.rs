@@ -148,7 +148,7 @@ pub(super) struct SamplingArgs {
     seed: Option<u64>,
 
     /// Temperature; 0 always takes the most likely token
-    #[arg(long, env = "TRAMONTANE_TEMP", value_name = "T")]
+    #[arg(long, env = "TRAMONTANE_TEMP", value_name = "T", allow_negative_numbers = true)]
     temp: Option<f32>,
 
     /// Keep the K most likely tokens; 0 keeps all
@@ -156,19 +156,24 @@ pub(super) struct SamplingArgs {
     top_k: Option<usize>,
 
     /// Keep the most likely tokens that together reach probability P
-    #[arg(long, env = "TRAMONTANE_TOP_P", value_name = "P")]
+    #[arg(long, env = "TRAMONTANE_TOP_P", value_name = "P", allow_negative_numbers = true)]
     top_p: Option<f32>,
 
     /// Keep tokens at least P times as likely as the most likely one
-    #[arg(long, env = "TRAMONTANE_MIN_P", value_name = "P")]
+    #[arg(long, env = "TRAMONTANE_MIN_P", value_name = "P", allow_negative_numbers = true)]
     min_p: Option<f32>,
 
     /// Keep tokens of typical information, up to probability P
-    #[arg(long, env = "TRAMONTANE_TYPICAL_P", value_name = "P")]
+    #[arg(long, env = "TRAMONTANE_TYPICAL_P", value_name = "P", allow_negative_numbers = true)]
     typical_p: Option<f32>,
 
     /// Penalty on tokens that occurred; 1 is none
-    #[arg(long, env = "TRAMONTANE_REPEAT_PENALTY", value_name = "X")]
+    #[arg(
+        long,
+        env = "TRAMONTANE_REPEAT_PENALTY",
+        value_name = "X",
+        allow_negative_numbers = true
+    )]
     repeat_penalty: Option<f32>,
 
     /// Subtracted once from tokens that were generated

@@ -2,9 +2,12 @@
 
 use std::process::ExitCode;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use tramontane::error::Result;
+use tramontane::generate::token_hash;
 use tramontane::ops::Cpu;
+use tramontane::sample::Sampling;
+use tramontane::{LoadOptions, Model, memory};
 
 use super::generate::print;
 
@@ -18,18 +21,52 @@ pub(super) struct Args {
 
 pub(super) fn run(args: Args) -> Result<ExitCode> {
     let cpu = Cpu::new(None)?;
+    let gb = |bytes: Option<u64>| bytes.map(|b| (b as f64 / 1e7).round() / 100.0);
     let report = json!({
         "version": env!("CARGO_PKG_VERSION"),
+        "system": format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
         "device": cpu.name(),
+        "instructions": Cpu::instructions(),
         "threads": cpu.threads(),
+        "memory_gb": gb(memory::total()),
+        "free_gb": gb(memory::available()),
+        "self_test": self_test()?,
     });
     if args.json {
         print(&format!("{report}\n"))?;
     } else {
         for (name, value) in report.as_object().into_iter().flatten() {
-            let value = value.as_str().map_or_else(|| value.to_string(), ToOwned::to_owned);
-            print(&format!("{name:<10}{value}\n"))?;
+            print(&format!("{name:<14}{}\n", plain(value)))?;
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Runs the built-in model for a few tokens: the whole way from text to text works on this machine.
+fn self_test() -> Result<String> {
+    if !cfg!(feature = "embedded") {
+        return Ok("no model is built in".to_owned());
+    }
+    let model = Model::load("", &LoadOptions::default())?;
+    let sampling = Sampling { max_tokens: Some(16), ..Sampling::greedy() };
+    for piece in model.session().generate("Il était une fois", &sampling)? {
+        if let Some(summary) = piece?.summary {
+            let hash = &token_hash(&summary.token_ids)[..12];
+            return Ok(format!(
+                "16 tokens at {:.0} tok/s, token hash {hash}",
+                summary.timings.decode_tok_s
+            ));
+        }
+    }
+    Ok("the generation did not end".to_owned())
+}
+
+/// A JSON value as a table shows it.
+fn plain(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Array(list) => list.iter().map(plain).collect::<Vec<_>>().join(", "),
+        Value::Null => "unknown".to_owned(),
+        Value::Bool(_) | Value::Number(_) | Value::Object(_) => value.to_string(),
+    }
 }

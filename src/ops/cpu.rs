@@ -44,6 +44,12 @@ impl Cpu {
         format!("cpu ({})", self.isa.name())
     }
 
+    /// The instruction sets that this machine can run, the slowest first.
+    #[must_use]
+    pub fn instructions() -> Vec<&'static str> {
+        Isa::available().into_iter().map(Isa::name).collect()
+    }
+
     /// Threads that compute.
     #[must_use]
     pub fn threads(&self) -> usize {

@@ -1,0 +1,180 @@
+//! How much memory a model needs, and how much there is.
+//!
+//! The estimate is made from the description alone, before any weight is read, so a model that does not fit is
+//! refused at once.
+
+use serde::Serialize;
+use tramontane_models::Architecture;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::nn::graph::CHUNK;
+use crate::ops::{Format, KvFormat};
+
+/// Bytes that a model needs while it runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Estimate {
+    /// Weights.
+    pub weights: u64,
+    /// Keys and values of a full context.
+    pub cache: u64,
+    /// Activations of one chunk of the prompt.
+    pub buffers: u64,
+}
+
+impl Estimate {
+    /// What `architecture` needs with weights in `format` (`stored_bytes` where that is [`Format::Auto`]) and a
+    /// cache in `kv` of `context` tokens.
+    #[must_use]
+    pub fn new(
+        architecture: &Architecture,
+        stored_bytes: u64,
+        format: Format,
+        kv: KvFormat,
+        context: usize,
+    ) -> Self {
+        let per_parameter = match format {
+            Format::Auto => None,
+            Format::F32 => Some(4),
+            Format::Bf16 | Format::F16 => Some(2),
+        };
+        let weights =
+            per_parameter.map_or(stored_bytes, |bytes| bytes * architecture.n_parameters());
+        Self {
+            weights,
+            cache: cache_bytes(architecture, kv, context),
+            buffers: buffer_bytes(architecture),
+        }
+    }
+
+    /// The sum.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.weights + self.cache + self.buffers
+    }
+
+    /// Refuses a model that needs more than this machine has left.
+    ///
+    /// # Errors
+    ///
+    /// If the sum is more than 95 % of [`available`].
+    pub fn check(&self) -> Result<()> {
+        let Some(have) = available() else { return Ok(()) };
+        let need = self.total();
+        if need <= have / 100 * 95 {
+            return Ok(());
+        }
+        let gb = |bytes: u64| bytes as f64 / 1e9;
+        Err(Error::new(
+            ErrorKind::NoMemory,
+            format!(
+                "the model needs {:.2} GB (weights {:.2}, cache {:.2}, buffers {:.2}), but {:.2} GB are free",
+                gb(need),
+                gb(self.weights),
+                gb(self.cache),
+                gb(self.buffers),
+                gb(have)
+            ),
+        )
+        .hint("a smaller context (--ctx-size), format (--format) or model"))
+    }
+}
+
+/// Bytes of keys and values of `context` tokens; layers whose window slides keep only what it sees.
+fn cache_bytes(architecture: &Architecture, kv: KvFormat, context: usize) -> u64 {
+    let per_element = match kv {
+        KvFormat::Auto | KvFormat::F16 => 2,
+        KvFormat::F32 => 4,
+    };
+    let attention = architecture.layers.iter().filter_map(|layer| layer.attention());
+    let elements = attention.map(|a| {
+        let positions = a.window.map_or(context, |window| context.min(window + CHUNK));
+        2 * (a.kv_dim() * positions) as u64
+    });
+    per_element * elements.sum::<u64>()
+}
+
+/// Bytes of the activations of one chunk, roughly: a few rows of each width.
+fn buffer_bytes(architecture: &Architecture) -> u64 {
+    use tramontane_models::spec::Mlp;
+    let attention = architecture.layers.iter().filter_map(|layer| layer.attention());
+    let mixer = attention.map(|a| 2 * a.q_dim() + 2 * a.kv_dim()).max().unwrap_or(0);
+    let inner = |mlp: &Mlp| match mlp {
+        Mlp::Gated(dense) | Mlp::Plain(dense) => dense.inner,
+        Mlp::Experts(experts) => experts.inner + architecture.hidden,
+    };
+    let mlp = architecture
+        .layers
+        .iter()
+        .filter_map(|layer| layer.mlp.as_ref())
+        .map(inner)
+        .max()
+        .unwrap_or(0);
+    4 * (CHUNK * (5 * architecture.hidden + mixer + 2 * mlp) + architecture.vocab) as u64
+}
+
+/// Bytes of memory that this process may still use: what the system says is available, and what the limit of
+/// its control group leaves. `None` where neither is known.
+#[must_use]
+pub fn available() -> Option<u64> {
+    [meminfo("MemAvailable:"), cgroup()].into_iter().flatten().min()
+}
+
+/// Bytes of memory of this machine, where the system tells.
+#[must_use]
+pub fn total() -> Option<u64> {
+    meminfo("MemTotal:")
+}
+
+fn meminfo(key: &str) -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find(|line| line.starts_with(key))?;
+    let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    Some(kib * 1024)
+}
+
+/// What the control group's limit leaves (version 2, then version 1).
+fn cgroup() -> Option<u64> {
+    let read = |path: &str| std::fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
+    let left = |limit: &str, used: &str| Some(read(limit)?.saturating_sub(read(used)?));
+    let v1 = "/sys/fs/cgroup/memory";
+    left("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current").or_else(|| {
+        left(&format!("{v1}/memory.limit_in_bytes"), &format!("{v1}/memory.usage_in_bytes"))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tiny(window: &str) -> Architecture {
+        let text = format!(
+            r#"{{"architectures": ["MistralForCausalLM"], "vocab_size": 256, "hidden_size": 64, "intermediate_size": 80,
+            "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "rms_norm_eps": 1e-5,
+            "rope_theta": 10000.0, "hidden_act": "silu", "sliding_window": {window}}}"#
+        );
+        tramontane_models::describe(&tramontane_models::Config::parse(&text).unwrap()).unwrap().0
+    }
+
+    #[test]
+    fn a_cache_takes_two_rows_of_each_layer_per_token() {
+        // 2 layers · (keys + values) · 2 heads · 16 elements · 2 bytes
+        let e = Estimate::new(&tiny("null"), 0, Format::Auto, KvFormat::F16, 1000);
+        assert_eq!(e.cache, 2 * 2 * 2 * 16 * 2 * 1000);
+    }
+
+    #[test]
+    fn a_window_bounds_the_cache() {
+        let e = Estimate::new(&tiny("100"), 0, Format::Auto, KvFormat::F16, 1_000_000);
+        assert_eq!(e.cache, 2 * 2 * 2 * 16 * 2 * (100 + CHUNK as u64));
+    }
+
+    #[test]
+    fn what_cannot_fit_is_refused_with_both_numbers() {
+        let e = Estimate { weights: 1 << 60, cache: 0, buffers: 0 };
+        if available().is_some() {
+            let error = e.check().unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::NoMemory);
+            assert!(error.to_string().contains("GB are free"), "{error}");
+        }
+    }
+}

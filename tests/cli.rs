@@ -1,0 +1,251 @@
+//! The real binary: results, exit codes, JSON, stdin, closed pipes.
+
+use std::io::{Read as _, Write as _};
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+
+fn tramontane(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tramontane"));
+    command.args(args).stdin(Stdio::null());
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("TRAMONTANE_")) {
+        command.env_remove(name);
+    }
+    command.env("TRAMONTANE_OFFLINE", "true");
+    command
+}
+
+fn run(args: &[&str]) -> Output {
+    tramontane(args).output().unwrap()
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+/// Runs with `input` on stdin.
+fn run_with_stdin(args: &[&str], input: &str) -> Output {
+    let mut child = tramontane(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    child.wait_with_output().unwrap()
+}
+
+/// Cases of `tests/data/brise/expected.json`.
+fn expected() -> Vec<Value> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/brise/expected.json");
+    let all: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    all["cases"].as_array().unwrap().clone()
+}
+
+#[test]
+fn the_built_in_model_writes_what_the_reference_writes() {
+    for case in expected() {
+        let prompt = case["prompt"].as_str().unwrap();
+        let n = case["greedy_ids"].as_array().unwrap().len().to_string();
+        let output = run(&[
+            "generate",
+            prompt,
+            "-n",
+            &n,
+            "--temp",
+            "0",
+            "--ignore-eos",
+            "--format",
+            "f32",
+            "--json",
+        ]);
+        let json: Value = serde_json::from_str(&stdout(&output)).unwrap();
+        assert_eq!(json["token_ids"], case["greedy_ids"], "{prompt}");
+        assert_eq!(json["text"], case["greedy_text"], "{prompt}");
+    }
+}
+
+#[test]
+fn the_prompt_stands_before_the_text_unless_told_otherwise() {
+    let base = ["generate", "Il était une fois", "-n", "8", "--temp", "0"];
+    let shown = stdout(&run(&base));
+    let bare = stdout(&run(&[&base[..], &["--no-display-prompt"]].concat()));
+    assert_eq!(shown, format!("Il était une fois{bare}"));
+    assert!(bare.ends_with('\n') && bare.len() > 8);
+}
+
+#[test]
+fn the_json_report_has_its_stable_fields() {
+    let output =
+        run(&["generate", "-p", "Bonjour", "-n", "3", "--ignore-eos", "--seed", "1", "--json"]);
+    let json: Value = serde_json::from_str(&stdout(&output)).unwrap();
+    for field in ["token_ids", "text", "finish_reason", "usage", "timings", "model", "token_hash"] {
+        assert!(json.get(field).is_some(), "{field}");
+    }
+    for field in ["load_ms", "prefill_ms", "decode_ms", "prefill_tok_s", "decode_tok_s", "ttft_ms"]
+    {
+        assert!(json["timings"][field].is_number(), "{field}");
+    }
+    for field in ["name", "family", "parameters", "format", "device"] {
+        assert!(!json["model"][field].is_null(), "{field}");
+    }
+    assert_eq!(json["finish_reason"], "length");
+    assert_eq!(json["usage"]["completion_tokens"], 3);
+    assert_eq!(json["model"]["family"], "MistralForCausalLM");
+    assert!(stderr(&output).contains("tok/s"));
+}
+
+#[test]
+fn a_seed_repeats_the_text_for_any_number_of_threads() {
+    let text = |threads: &str| {
+        stdout(&run(&["generate", "La nuit", "-n", "24", "--seed", "7", "-t", threads, "-q"]))
+    };
+    let one = text("1");
+    assert_eq!(one, text("1"));
+    assert_eq!(one, text("3"));
+    let other = stdout(&run(&["generate", "La nuit", "-n", "24", "--seed", "8", "-q"]));
+    assert_ne!(one, other);
+}
+
+#[test]
+fn the_prompt_may_come_from_stdin_or_a_file() {
+    let args = ["generate", "-n", "4", "--temp", "0", "-q"];
+    let from_stdin = run_with_stdin(&args, "Il était une fois\n");
+    assert!(from_stdin.status.success());
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("prompt.txt");
+    std::fs::write(&path, "Il était une fois").unwrap();
+    let from_file = run(&[&args[..], &["-f", path.to_str().unwrap()]].concat());
+    assert_eq!(stdout(&from_stdin), stdout(&from_file));
+    assert_eq!(stdout(&from_file), stdout(&run(&[&args[..], &["Il était une fois"]].concat())));
+}
+
+#[test]
+fn environment_variables_stand_for_flags() {
+    let output = tramontane(&["generate", "Bonjour", "--json"])
+        .envs([
+            ("TRAMONTANE_MAX_TOKENS", "2"),
+            ("TRAMONTANE_TEMP", "0"),
+            ("TRAMONTANE_IGNORE_EOS", "true"),
+        ])
+        .output()
+        .unwrap();
+    let json: Value = serde_json::from_str(&stdout(&output)).unwrap();
+    assert_eq!(json["usage"]["completion_tokens"], 2);
+}
+
+#[test]
+fn a_stop_string_ends_the_text_before_it() {
+    let base = ["generate", "Il était une fois", "--temp", "0", "--no-display-prompt", "-q"];
+    let whole = stdout(&run(&[&base[..], &["-n", "12"]].concat()));
+    let stopped = stdout(&run(&[&base[..], &["-n", "12", "--stop", "pas"]].concat()));
+    assert_eq!(stopped.trim_end_matches('\n'), whole.split("pas").next().unwrap());
+}
+
+#[test]
+fn exit_codes_are_the_documented_ones() {
+    let cases: &[(&[&str], i32, &str)] = &[
+        (&["--help"], 0, ""),
+        (&["--version"], 0, ""),
+        (&["generate", "--no-such-flag"], 64, "no-such-flag"),
+        (&["no-such-command"], 64, "no-such-command"),
+        (&["generate", "x", "-m", "/no/such/folder"], 2, "/no/such/folder"),
+        (&["generate", "x", "--temp", "-1"], 64, "temp"),
+        (&["generate", "x", "--top-p", "2"], 64, "top_p"),
+        (&["generate", "x", "-n", "-7"], 64, "-7"),
+        (&["generate", "--ids", "5000"], 64, "5000"),
+        (&["generate", "x", "--ctx-size", "2"], 64, "context"),
+        (&["generate", "x", "--threads", "0"], 64, "threads"),
+        (&["generate", "x", "--logit-bias", "9999=1"], 64, "9999"),
+        (&["generate", "x", "--logit-bias", "a=b"], 64, "token id"),
+        (&["chat"], 64, "no chat template"),
+        (&["logits", "-o", "x"], 64, "no token ids"),
+        (&["completions", "bash"], 0, ""),
+        (&["doctor", "--json"], 0, ""),
+    ];
+    for (args, code, words) in cases {
+        let output = run(args);
+        assert_eq!(output.status.code(), Some(*code), "{args:?}: {}", stderr(&output));
+        assert!(stderr(&output).contains(words), "{args:?}: {}", stderr(&output));
+        for word in ["panicked", "unwrap", "RUST_"] {
+            assert!(!stderr(&output).contains(word), "{args:?}: {}", stderr(&output));
+        }
+    }
+}
+
+#[test]
+fn help_tells_the_exit_codes() {
+    let help = stdout(&run(&["--help"])).split_whitespace().collect::<Vec<_>>().join(" ");
+    for word in [
+        "0 success",
+        "2 bad model",
+        "3 not enough memory",
+        "4 network",
+        "64 usage",
+        "130 interrupted",
+    ] {
+        assert!(help.contains(word), "{word}");
+    }
+}
+
+#[test]
+fn a_closed_stdout_is_success_and_silent() {
+    let mut child =
+        tramontane(&["generate", "Il était une fois", "-n", "200", "--ignore-eos", "-q"])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+    let mut first = [0; 1];
+    child.stdout.take().unwrap().read_exact(&mut first).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert_eq!(stderr(&output), "");
+}
+
+#[test]
+fn nothing_decorates_what_is_not_a_terminal() {
+    let output = run(&["generate", "Bonjour", "-n", "4", "--seed", "1", "-v"]);
+    assert!(!output.stdout.contains(&0x1b) && !output.stderr.contains(&0x1b));
+    assert!(stderr(&output).contains("sampler"));
+}
+
+#[cfg(unix)]
+#[test]
+fn an_interrupt_keeps_the_text_and_exits_with_130() {
+    let mut child =
+        tramontane(&["generate", "Il était une fois", "-n", "2000", "--ignore-eos", "--json"])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+    // The handler is installed once the model is loaded, which takes a moment.
+    std::thread::sleep(std::time::Duration::from_millis(600));
+    let kill = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(kill.success());
+    let mut out = String::new();
+    child.stdout.take().unwrap().read_to_string(&mut out).unwrap();
+    let status = child.wait().unwrap();
+    assert_eq!(status.code(), Some(130));
+    let json: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(json["finish_reason"], "cancelled");
+    assert!(!json["token_ids"].as_array().unwrap().is_empty());
+}
+
+#[test]
+fn logits_go_to_a_safetensors_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("out.safetensors");
+    let output =
+        run(&["logits", "--ids", "1,414,446", "--format", "f32", "-o", path.to_str().unwrap()]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let bytes = std::fs::read(&path).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    assert_eq!(file.tensor("logits").unwrap().shape(), [3, 4096]);
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+}
