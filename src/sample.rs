@@ -27,7 +27,7 @@ pub use defaults::GenerationDefaults;
 pub use params::{MAX_LOGIT_BIAS, MAX_STOP, MAX_STOP_BYTES, MAX_TOKENS, Sampling};
 
 use crate::error::{Error, ErrorKind, Result};
-use filter::{Candidate, Candidates, Filters, total};
+use filter::{Candidate, Candidates, Filters, any, maximum, total};
 use rng::Rng;
 
 /// Chooses tokens: the steps of the [module](self) with their values, and the state of the random numbers.
@@ -228,14 +228,15 @@ fn for_each_id<'a>(
 
 /// The index of the largest logit, the first of equals.
 fn find_best(logits: &[f32]) -> Result<usize> {
-    let broken = |l: &f32| l.is_nan() || *l == f32::INFINITY;
-    if let Some(id) = logits.iter().position(broken) {
+    let broken = |l: f32| l.is_nan() || l == f32::INFINITY;
+    if any(logits, broken) {
+        let id = logits.iter().position(|&l| broken(l)).unwrap_or(0);
         let what = format!("the logit of token {id} is {}, expected a finite number", logits[id]);
         return Err(Error::new(ErrorKind::Numerics, what)
             .so("the model's weights are damaged, or overflow in this number format")
             .hint("try `--format f32`, or pull the model again"));
     }
-    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let max = maximum(logits);
     if max == f32::NEG_INFINITY {
         return Err(Error::new(ErrorKind::Numerics, "every token has the logit -inf")
             .so("no token can be chosen"));

@@ -76,10 +76,15 @@ impl Candidates {
     /// Fills `kept` with the tokens whose logit is at least `floor`.
     fn keep_from(&mut self, floor: f32, logits: &[f32], best: f32, temperature: f32) {
         self.kept.clear();
-        for (id, &l) in (0..).zip(logits) {
-            if l >= floor {
-                let score = (l - best) / temperature;
-                self.kept.push(Candidate { id, score, weight: exp(score) });
+        for (first, some) in (0..).step_by(STRIDE).zip(logits.chunks(STRIDE)) {
+            if !any(some, |l| l >= floor) {
+                continue;
+            }
+            for (id, &l) in (first..).zip(some) {
+                if l >= floor {
+                    let score = (l - best) / temperature;
+                    self.kept.push(Candidate { id, score, weight: exp(score) });
+                }
             }
         }
     }
@@ -136,6 +141,27 @@ fn by_score(a: &Candidate, b: &Candidate) -> Ordering {
     b.score.total_cmp(&a.score).then(b.id.cmp(&a.id))
 }
 
+/// Logits that are passed over together if none of them counts, as nearly always.
+const STRIDE: usize = 32;
+
+/// Whether `holds` for any of the logits; asks all of them, which vectorises.
+pub(super) fn any(logits: &[f32], holds: impl Fn(f32) -> bool) -> bool {
+    logits.iter().fold(false, |any, &l| any | holds(l))
+}
+
+/// The largest of the logits, none of which is NaN.
+pub(super) fn maximum(logits: &[f32]) -> f32 {
+    // Eight maxima side by side fill a vector register.
+    let larger = |a: f32, b: f32| if b > a { b } else { a };
+    let mut lanes = [f32::NEG_INFINITY; 8];
+    for eight in logits.chunks(8) {
+        for (lane, &l) in lanes.iter_mut().zip(eight) {
+            *lane = larger(*lane, l);
+        }
+    }
+    lanes.into_iter().fold(f32::NEG_INFINITY, larger)
+}
+
 /// The k-th largest logit; `best` is working room.
 ///
 /// One pass with a bar that rises whenever the room for candidates is full: few logits are above it, so
@@ -149,11 +175,16 @@ fn kth_best(logits: &[f32], k: usize, best: &mut Vec<f32>) -> f32 {
     };
     best.clear();
     let mut bar = f32::NEG_INFINITY;
-    for &l in logits {
-        if l > bar {
-            best.push(l);
-            if best.len() == room {
-                bar = raise(best);
+    for some in logits.chunks(STRIDE) {
+        if !any(some, |l| l > bar) {
+            continue;
+        }
+        for &l in some {
+            if l > bar {
+                best.push(l);
+                if best.len() == room {
+                    bar = raise(best);
+                }
             }
         }
     }
