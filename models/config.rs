@@ -94,7 +94,6 @@ const HARMLESS: &[&str] = &[
     "prefix",
     "pretraining_tp",
     "problem_type",
-    "quantization_config",
     "repetition_penalty",
     "resid_pdrop",
     "return_dict",
@@ -443,10 +442,11 @@ impl Config {
     pub fn finish(&self) -> Result<Vec<String>, ConfigError> {
         let read = self.read.borrow();
         let mut warnings = self.warnings.borrow().clone();
+        let is_model = self.path.is_empty() || self.path == "text_config.";
         for (key, value) in &self.map {
             if read.contains(key)
                 || is_neutral(value)
-                || (self.path.is_empty() && HARMLESS.contains(&key.as_str()))
+                || (is_model && HARMLESS.contains(&key.as_str()))
             {
                 continue;
             }

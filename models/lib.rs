@@ -9,13 +9,25 @@
 //! [`spec`], and the compiler then lists every place that must be taught.
 #![forbid(unsafe_code)]
 
+mod bloom;
 pub mod config;
+mod falcon;
+mod fp8;
+mod gpt2;
+mod gptj;
+mod helium;
 mod llama;
 mod ministral;
+mod ministral3;
 mod mistral;
+mod mistral3;
 mod mixtral;
 pub mod names;
+mod nemotron;
+mod olmo2;
+mod qwen;
 mod rope;
+mod smollm3;
 pub mod spec;
 
 pub use config::{Config, ConfigError};
@@ -26,10 +38,23 @@ pub type Describe = fn(&Config) -> Result<Architecture, ConfigError>;
 
 /// Every family this crate can describe, by the name that `architectures` in `config.json` gives it.
 pub const FAMILIES: &[(&str, Describe)] = &[
+    ("BloomForCausalLM", bloom::describe),
+    ("FalconForCausalLM", falcon::describe),
+    ("GPT2LMHeadModel", gpt2::describe),
+    ("GPTJForCausalLM", gptj::describe),
+    ("HeliumForCausalLM", helium::describe),
     ("LlamaForCausalLM", llama::describe),
     ("MinistralForCausalLM", ministral::describe),
+    ("Ministral3ForCausalLM", ministral3::describe),
     ("MistralForCausalLM", mistral::describe),
+    ("Mistral3ForConditionalGeneration", mistral3::describe),
     ("MixtralForCausalLM", mixtral::describe),
+    ("NemotronForCausalLM", nemotron::describe),
+    ("Olmo2ForCausalLM", olmo2::describe),
+    ("Qwen2ForCausalLM", qwen::describe_2),
+    ("Qwen3ForCausalLM", qwen::describe_3),
+    ("RWForCausalLM", falcon::describe),
+    ("SmolLM3ForCausalLM", smollm3::describe),
 ];
 
 /// Describes the model of a `config.json` or `params.json`, and checks that every key was understood.
@@ -59,7 +84,9 @@ pub fn describe(config: &Config) -> Result<(Architecture, Vec<String>), ConfigEr
             known.join(", ")
         )));
     };
-    let architecture = describe(config)?;
+    let mut architecture = describe(config)?;
+    architecture.family = name;
+    architecture.stored.fp8_block = fp8::block(config)?;
     let warnings = config.finish()?;
     Ok((architecture, warnings))
 }

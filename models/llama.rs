@@ -11,16 +11,21 @@ use crate::spec::{
 };
 
 /// More layers than any model has.
-const MAX_LAYERS: usize = 4096;
+pub(crate) const MAX_LAYERS: usize = 4096;
 /// A larger vocabulary than any model has.
-const MAX_VOCAB: usize = 1 << 24;
+pub(crate) const MAX_VOCAB: usize = 1 << 24;
 /// A larger context than any model claims.
 const MAX_POSITIONS: usize = 1 << 30;
 
 pub(crate) fn describe(c: &Config) -> Result<Architecture, ConfigError> {
+    let norm = Norm { kind: NormKind::Rms, eps: c.positive("rms_norm_eps")? as f32 };
+    describe_with_norm(c, norm)
+}
+
+/// Llama with another norm.
+pub(crate) fn describe_with_norm(c: &Config, norm: Norm) -> Result<Architecture, ConfigError> {
     let hidden = c.count("hidden_size")?;
     let vocab = below(c, "vocab_size", MAX_VOCAB)?;
-    let norm = Norm { kind: NormKind::Rms, eps: c.positive("rms_norm_eps")? as f32 };
     let attention = attention(c, hidden)?;
     let mlp = Dense {
         inner: c.count("intermediate_size")?,
@@ -38,7 +43,7 @@ pub(crate) fn describe(c: &Config) -> Result<Architecture, ConfigError> {
     };
     let n_layers = below(c, "num_hidden_layers", MAX_LAYERS)?;
     Ok(Architecture {
-        family: c.architecture()?,
+        family: String::new(),
         hidden,
         vocab,
         max_positions: max_positions(c)?,
@@ -52,6 +57,7 @@ pub(crate) fn describe(c: &Config) -> Result<Architecture, ConfigError> {
     })
 }
 
+/// Attention with rotary halves over whole heads.
 fn attention(c: &Config, hidden: usize) -> Result<Attention, ConfigError> {
     let n_heads = c.count("num_attention_heads")?;
     let n_kv_heads = c.maybe_count("num_key_value_heads")?.unwrap_or(n_heads);
@@ -92,14 +98,14 @@ fn attention(c: &Config, hidden: usize) -> Result<Attention, ConfigError> {
 /// Mistral's own files name the tensors otherwise and interleave the rows of queries and keys.
 fn stored(c: &Config) -> Stored {
     if c.is_native() {
-        Stored { names: &MISTRAL_NATIVE, qk_rows: RopeStyle::Interleaved }
+        Stored { qk_rows: RopeStyle::Interleaved, ..Stored::plain(&MISTRAL_NATIVE) }
     } else {
-        Stored { names: &HUGGING_FACE, qk_rows: RopeStyle::Halves }
+        Stored::plain(&HUGGING_FACE)
     }
 }
 
 /// A required count of at most `max`.
-fn below(c: &Config, key: &str, max: usize) -> Result<usize, ConfigError> {
+pub(crate) fn below(c: &Config, key: &str, max: usize) -> Result<usize, ConfigError> {
     match c.count(key)? {
         n if n <= max => Ok(n),
         n => Err(ConfigError::bad(format!("{} is {n}, expected at most {max}", c.name(key)))),

@@ -5,15 +5,13 @@
 
 use crate::config::{Config, ConfigError};
 use crate::llama;
-use crate::spec::{Architecture, Mixer};
+use crate::spec::Architecture;
 
 pub(crate) fn describe(c: &Config) -> Result<Architecture, ConfigError> {
     let mut mistral = llama::describe(c)?;
     let windows = windows(c, mistral.layers.len())?;
-    for (layer, window) in mistral.layers.iter_mut().zip(windows) {
-        if let Some(Mixer::Attention(attention)) = &mut layer.mixer {
-            attention.window = window;
-        }
+    for (attention, window) in mistral.attentions_mut().zip(windows) {
+        attention.window = window;
     }
     Ok(mistral)
 }

@@ -1,7 +1,7 @@
 //! How checkpoints name the tensors of a family.
 //!
-//! A name is built from a pattern: `{P}` is the prefix of the text model within the file, `{L}` the number of the
-//! layer, `{E}` the number of the expert. Patterns stop before `.weight` or `.bias`.
+//! A name is built from a pattern: `{P}` is the prefix of the text model within the file, `{H}` that of its head, `{L}`
+//! the number of the layer, `{E}` the number of the expert. Patterns stop before `.weight` or `.bias`.
 
 /// A module of the model that owns tensors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -30,6 +30,8 @@ pub enum Part {
     K,
     /// Value projection, `[n_kv_heads · head_dim, hidden]`.
     V,
+    /// Query, key and value projections in one matrix: see [`Qkv`](crate::spec::Qkv).
+    Qkv,
     /// Output projection, `[hidden, n_heads · head_dim]`.
     O,
     /// Norm of the queries.
@@ -55,26 +57,37 @@ pub enum Part {
 /// The names of one way of storing a family.
 #[derive(Debug, PartialEq)]
 pub struct Names {
-    /// What may stand before the text model's tensors; the first one under which the embedding exists is taken.
-    pub prefixes: &'static [&'static str],
+    /// What may stand before the text model's tensors and before its head; the first one under which the embedding
+    /// exists is taken.
+    pub prefixes: &'static [Prefix],
     /// Pattern of each part.
     pub parts: &'static [(Part, &'static str)],
     /// Tensors that are never used: a name that starts with or contains one of these is skipped.
     pub unused: &'static [&'static str],
 }
 
+/// What stands before the text model's tensors, and before its head.
+pub type Prefix = (&'static str, &'static str);
+
 impl Names {
     /// The module name of `part`, or `None` if this family has no such part.
     ///
     /// ```
     /// use tramontane_models::names::{HUGGING_FACE, Part};
-    /// let name = HUGGING_FACE.module(Part::Q, "model.", 7, 0);
+    /// let name = HUGGING_FACE.module(Part::Q, ("model.", ""), 7, 0);
     /// assert_eq!(name.as_deref(), Some("model.layers.7.self_attn.q_proj"));
     /// ```
     #[must_use]
-    pub fn module(&self, part: Part, prefix: &str, layer: usize, expert: usize) -> Option<String> {
+    pub fn module(
+        &self,
+        part: Part,
+        (prefix, head): Prefix,
+        layer: usize,
+        expert: usize,
+    ) -> Option<String> {
         let (_, pattern) = self.parts.iter().find(|(p, _)| *p == part)?;
-        let name = pattern.replace("{P}", prefix).replace("{L}", &layer.to_string());
+        let name =
+            pattern.replace("{P}", prefix).replace("{H}", head).replace("{L}", &layer.to_string());
         Some(name.replace("{E}", &expert.to_string()))
     }
 
@@ -87,17 +100,24 @@ impl Names {
 
 /// Llama and most families after it, as Hugging Face stores them.
 pub const HUGGING_FACE: Names = Names {
-    prefixes: &["model."],
+    // A text model may be part of a larger one, whose names have changed between versions of transformers.
+    prefixes: &[
+        ("model.", ""),
+        ("model.language_model.", ""),
+        ("language_model.model.", "language_model."),
+    ],
     parts: &[
         (Part::Embed, "{P}embed_tokens"),
         (Part::FinalNorm, "{P}norm"),
-        (Part::Head, "lm_head"),
+        (Part::Head, "{H}lm_head"),
         (Part::MixerNorm, "{P}layers.{L}.input_layernorm"),
         (Part::MlpNorm, "{P}layers.{L}.post_attention_layernorm"),
         (Part::Q, "{P}layers.{L}.self_attn.q_proj"),
         (Part::K, "{P}layers.{L}.self_attn.k_proj"),
         (Part::V, "{P}layers.{L}.self_attn.v_proj"),
         (Part::O, "{P}layers.{L}.self_attn.o_proj"),
+        (Part::QNorm, "{P}layers.{L}.self_attn.q_norm"),
+        (Part::KNorm, "{P}layers.{L}.self_attn.k_norm"),
         (Part::Gate, "{P}layers.{L}.mlp.gate_proj"),
         (Part::Up, "{P}layers.{L}.mlp.up_proj"),
         (Part::Down, "{P}layers.{L}.mlp.down_proj"),
@@ -106,13 +126,117 @@ pub const HUGGING_FACE: Names = Names {
         (Part::ExpertDown, "{P}layers.{L}.block_sparse_moe.experts.{E}.w2"),
         (Part::ExpertUp, "{P}layers.{L}.block_sparse_moe.experts.{E}.w3"),
     ],
-    // Old checkpoints carry the rotary frequencies, which follow from the configuration.
-    unused: &["rotary_emb.inv_freq"],
+    unused: UNUSED,
+};
+
+/// Rotary frequencies follow from the configuration; activations are not quantised, so their scales are not needed;
+/// images are not read.
+const UNUSED: &[&str] = &[
+    "rotary_emb.inv_freq",
+    ".activation_scale",
+    ".input_scale",
+    ".qscale_act",
+    "vision_tower.",
+    "vision_model.",
+    "multi_modal_projector.",
+];
+
+/// OLMo-2, whose norms stand behind attention and MLP.
+pub const OLMO2: Names = Names {
+    prefixes: &[("model.", "")],
+    parts: &[
+        (Part::Embed, "{P}embed_tokens"),
+        (Part::FinalNorm, "{P}norm"),
+        (Part::Head, "{H}lm_head"),
+        (Part::PostMixerNorm, "{P}layers.{L}.post_attention_layernorm"),
+        (Part::PostMlpNorm, "{P}layers.{L}.post_feedforward_layernorm"),
+        (Part::Q, "{P}layers.{L}.self_attn.q_proj"),
+        (Part::K, "{P}layers.{L}.self_attn.k_proj"),
+        (Part::V, "{P}layers.{L}.self_attn.v_proj"),
+        (Part::O, "{P}layers.{L}.self_attn.o_proj"),
+        (Part::QNorm, "{P}layers.{L}.self_attn.q_norm"),
+        (Part::KNorm, "{P}layers.{L}.self_attn.k_norm"),
+        (Part::Gate, "{P}layers.{L}.mlp.gate_proj"),
+        (Part::Up, "{P}layers.{L}.mlp.up_proj"),
+        (Part::Down, "{P}layers.{L}.mlp.down_proj"),
+    ],
+    unused: UNUSED,
+};
+
+/// BLOOM, and Falcon with one norm or two in sequence; the hub's BLOOM files have no prefix.
+pub const BLOOM: Names = Names {
+    prefixes: &[("transformer.", ""), ("", "")],
+    parts: &[
+        (Part::Embed, "{P}word_embeddings"),
+        (Part::EmbedNorm, "{P}word_embeddings_layernorm"),
+        (Part::FinalNorm, "{P}ln_f"),
+        (Part::Head, "lm_head"),
+        (Part::MixerNorm, "{P}h.{L}.input_layernorm"),
+        (Part::MlpNorm, "{P}h.{L}.post_attention_layernorm"),
+        (Part::Qkv, "{P}h.{L}.self_attention.query_key_value"),
+        (Part::O, "{P}h.{L}.self_attention.dense"),
+        (Part::Up, "{P}h.{L}.mlp.dense_h_to_4h"),
+        (Part::Down, "{P}h.{L}.mlp.dense_4h_to_h"),
+    ],
+    unused: UNUSED,
+};
+
+/// Falcon 40B, whose attention and MLP have a norm each and run in parallel.
+pub const FALCON_TWO_NORMS: Names = Names {
+    prefixes: &[("transformer.", "")],
+    parts: &[
+        (Part::Embed, "{P}word_embeddings"),
+        (Part::FinalNorm, "{P}ln_f"),
+        (Part::Head, "lm_head"),
+        (Part::MixerNorm, "{P}h.{L}.ln_attn"),
+        (Part::MlpNorm, "{P}h.{L}.ln_mlp"),
+        (Part::Qkv, "{P}h.{L}.self_attention.query_key_value"),
+        (Part::O, "{P}h.{L}.self_attention.dense"),
+        (Part::Up, "{P}h.{L}.mlp.dense_h_to_4h"),
+        (Part::Down, "{P}h.{L}.mlp.dense_4h_to_h"),
+    ],
+    unused: UNUSED,
+};
+
+/// GPT-2; the hub's oldest files have no prefix, and carry causal masks as tensors.
+pub const GPT2: Names = Names {
+    prefixes: &[("transformer.", ""), ("", "")],
+    parts: &[
+        (Part::Embed, "{P}wte"),
+        (Part::LearnedPositions, "{P}wpe"),
+        (Part::FinalNorm, "{P}ln_f"),
+        (Part::Head, "lm_head"),
+        (Part::MixerNorm, "{P}h.{L}.ln_1"),
+        (Part::MlpNorm, "{P}h.{L}.ln_2"),
+        (Part::Qkv, "{P}h.{L}.attn.c_attn"),
+        (Part::O, "{P}h.{L}.attn.c_proj"),
+        (Part::Up, "{P}h.{L}.mlp.c_fc"),
+        (Part::Down, "{P}h.{L}.mlp.c_proj"),
+    ],
+    unused: &[".attn.bias", ".attn.masked_bias"],
+};
+
+/// GPT-J.
+pub const GPTJ: Names = Names {
+    prefixes: &[("transformer.", "")],
+    parts: &[
+        (Part::Embed, "{P}wte"),
+        (Part::FinalNorm, "{P}ln_f"),
+        (Part::Head, "lm_head"),
+        (Part::MixerNorm, "{P}h.{L}.ln_1"),
+        (Part::Q, "{P}h.{L}.attn.q_proj"),
+        (Part::K, "{P}h.{L}.attn.k_proj"),
+        (Part::V, "{P}h.{L}.attn.v_proj"),
+        (Part::O, "{P}h.{L}.attn.out_proj"),
+        (Part::Up, "{P}h.{L}.mlp.fc_in"),
+        (Part::Down, "{P}h.{L}.mlp.fc_out"),
+    ],
+    unused: &[".attn.bias", ".attn.masked_bias"],
 };
 
 /// Mistral's own format (`consolidated*.safetensors`).
 pub const MISTRAL_NATIVE: Names = Names {
-    prefixes: &[""],
+    prefixes: &[("", "")],
     parts: &[
         (Part::Embed, "{P}tok_embeddings"),
         (Part::FinalNorm, "{P}norm"),
@@ -131,5 +255,11 @@ pub const MISTRAL_NATIVE: Names = Names {
         (Part::ExpertDown, "{P}layers.{L}.block_sparse_moe.experts.{E}.w2"),
         (Part::ExpertUp, "{P}layers.{L}.block_sparse_moe.experts.{E}.w3"),
     ],
-    unused: &[],
+    unused: &[
+        ".qscale_act",
+        "vision_encoder.",
+        "vision_language_adapter.",
+        "patch_merger.",
+        "pre_mm_projector_norm.",
+    ],
 };

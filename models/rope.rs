@@ -13,9 +13,7 @@ const DEFAULT_THETA: f64 = 10_000.0;
 /// Reads the rotary embedding of heads of `head_dim` elements, of which `rotary_dim` are rotated.
 pub(crate) fn read(c: &Config, rotary_dim: usize, style: RopeStyle) -> Result<Rope, ConfigError> {
     if !rotary_dim.is_multiple_of(2) {
-        return Err(ConfigError::bad(format!(
-            "`head_dim` gives {rotary_dim} rotated elements, expected an even number for rotary positions"
-        )));
+        return Err(odd(rotary_dim));
     }
     let (old, new) = (c.section("rope_scaling")?, c.section("rope_parameters")?);
     if old.is_some() && new.is_some() {
@@ -30,6 +28,30 @@ pub(crate) fn read(c: &Config, rotary_dim: usize, style: RopeStyle) -> Result<Ro
         None => RopeScaling::None,
     };
     Ok(Rope { theta, rotary_dim, style, scaling })
+}
+
+/// A rotary embedding with the usual base and no scaling.
+pub(crate) fn plain(rotary_dim: usize, style: RopeStyle) -> Result<Rope, ConfigError> {
+    let rope = Rope { theta: DEFAULT_THETA, rotary_dim, style, scaling: RopeScaling::None };
+    if rotary_dim.is_multiple_of(2) { Ok(rope) } else { Err(odd(rotary_dim)) }
+}
+
+/// The rotated elements of a head of which only the part `factor` is rotated.
+pub(crate) fn partial(c: &Config, head_dim: usize, factor: f64) -> Result<usize, ConfigError> {
+    let rotary_dim = (head_dim as f64 * factor) as usize;
+    if factor > 1.0 {
+        return Err(ConfigError::bad(format!(
+            "{} is {factor}, expected at most 1",
+            c.name("partial_rotary_factor")
+        )));
+    }
+    if rotary_dim.is_multiple_of(2) { Ok(rotary_dim) } else { Err(odd(rotary_dim)) }
+}
+
+fn odd(rotary_dim: usize) -> ConfigError {
+    ConfigError::bad(format!(
+        "`head_dim` gives {rotary_dim} rotated elements, expected an even number for rotary positions"
+    ))
 }
 
 fn theta(c: &Config, section: Option<&Config>) -> Result<f64, ConfigError> {

@@ -289,11 +289,50 @@ pub enum Activation {
 pub struct Stored {
     /// The names of the tensors.
     pub names: &'static Names,
-    /// Order of the rows of the query and key projections within a head.
+    /// Order of the rows of the query and key projections within a head, where the graph turns halves.
     pub qk_rows: RopeStyle,
+    /// Whether query, key and value projections are one matrix.
+    pub qkv: Qkv,
+    /// Projections are stored `[cols, rows]` (GPT-2's Conv1D).
+    pub transposed: bool,
+    /// Rows and columns that share a scale, where weights are stored in 8-bit floats; `None`: the whole matrix.
+    pub fp8_block: Option<[usize; 2]>,
+}
+
+impl Stored {
+    /// Separate projections `[rows, cols]` under `names`.
+    #[must_use]
+    pub const fn plain(names: &'static Names) -> Self {
+        Self {
+            names,
+            qk_rows: RopeStyle::Halves,
+            qkv: Qkv::Separate,
+            transposed: false,
+            fp8_block: None,
+        }
+    }
+}
+
+/// How query, key and value projections are stored. A unit is `head_dim` rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Qkv {
+    /// As three matrices.
+    Separate,
+    /// All queries, then all keys, then all values (GPT-2, Falcon 7B).
+    Joined,
+    /// For each key/value head its queries, its key, its value (BLOOM, Falcon 40B).
+    ByGroup,
 }
 
 impl Architecture {
+    /// The attention of each layer that has one.
+    pub(crate) fn attentions_mut(&mut self) -> impl Iterator<Item = &mut Attention> {
+        self.layers
+            .iter_mut()
+            .filter_map(|layer| layer.mixer.as_mut())
+            .map(|Mixer::Attention(attention)| attention)
+    }
+
     /// Number of parameters, from the shapes, tied weights counted once.
     #[must_use]
     pub fn n_parameters(&self) -> u64 {

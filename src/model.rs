@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use candle_core::{Device, Tensor};
+use tramontane_models::spec::{Attention, Position, RopeScaling};
 use tramontane_models::{Architecture, Config};
 
 use crate::cache::{KvCache, Runtime};
@@ -153,7 +154,7 @@ impl Model {
             KvFormat::Auto => KvFormat::F16,
             KvFormat::F16 | KvFormat::F32 => options.kv,
         };
-        let context = options.context.or(architecture.max_positions).unwrap_or(DEFAULT_CONTEXT);
+        let context = options.context.unwrap_or_else(|| default_context(&architecture));
         // Without an explicit context, room for a usual conversation is enough: the cache grows as it is used.
         let planned = options.context.unwrap_or(context.min(DEFAULT_CONTEXT));
         Estimate::new(&architecture, checkpoint.total_bytes(), options.format, kv, planned)
@@ -326,6 +327,17 @@ impl Model {
 impl std::fmt::Debug for Model {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Model").field("info", self.info()).finish_non_exhaustive()
+    }
+}
+
+/// The longest sequence that the model was made for. Dynamic scaling goes beyond it by design.
+fn default_context(architecture: &Architecture) -> usize {
+    let attentions = architecture.layers.iter().filter_map(|layer| layer.attention());
+    let is_dynamic = |a: &Attention| matches!(&a.position, Position::Rope(rope) if matches!(rope.scaling, RopeScaling::Dynamic { .. }));
+    match architecture.max_positions {
+        Some(n) if attentions.clone().any(is_dynamic) => n.max(DEFAULT_CONTEXT),
+        Some(n) => n,
+        None => DEFAULT_CONTEXT,
     }
 }
 

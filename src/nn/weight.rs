@@ -4,12 +4,16 @@
 //! of the checkpoint must be used, or be known as not needed: a tensor that nobody asks for would have changed the
 //! numbers.
 
+mod fp8;
+mod tensors;
+
 use std::collections::BTreeSet;
 
-use tramontane_models::names::Part;
-use tramontane_models::spec::{Architecture, Norm, NormKind, RopeStyle};
+use safetensors::Dtype;
+use tramontane_models::names::{Part, Prefix};
+use tramontane_models::spec::{Architecture, Attention, Norm, NormKind, Qkv, RopeStyle};
 
-use crate::checkpoint::{Bytes, Checkpoint, TensorData};
+use crate::checkpoint::{Checkpoint, TensorData};
 use crate::error::{Error, Result};
 use crate::ops::{Format, NormWeight, Ops};
 
@@ -36,7 +40,7 @@ pub struct Loader<'a, D> {
     checkpoint: &'a Checkpoint,
     architecture: &'a Architecture,
     format: Format,
-    prefix: &'static str,
+    prefix: Prefix,
     used: BTreeSet<String>,
     loaded_bytes: u64,
     progress: &'a mut dyn FnMut(u64, u64),
@@ -56,13 +60,13 @@ impl<'a, D: Ops> Loader<'a, D> {
         progress: &'a mut dyn FnMut(u64, u64),
     ) -> Result<Self> {
         let names = architecture.stored.names;
-        let embed = |prefix: &str| names.module(Part::Embed, prefix, 0, 0).map(|m| m + ".weight");
+        let embed = |prefix: Prefix| names.module(Part::Embed, prefix, 0, 0).map(|m| m + ".weight");
         let found = names
             .prefixes
             .iter()
-            .find(|p| embed(p).is_some_and(|name| checkpoint.get(&name).is_some()));
-        let Some(prefix) = found else {
-            let expected = names.prefixes.first().and_then(|p| embed(p)).unwrap_or_default();
+            .find(|p| embed(**p).is_some_and(|name| checkpoint.get(&name).is_some()));
+        let Some(&prefix) = found else {
+            let expected = names.prefixes.first().and_then(|p| embed(*p)).unwrap_or_default();
             let some: Vec<&str> = checkpoint.names().take(3).collect();
             return Err(Error::bad_model(format!(
                 "tensor `{expected}` is missing; the file begins with {}",
@@ -96,8 +100,7 @@ impl<'a, D: Ops> Loader<'a, D> {
     ///
     /// If it is missing or has another shape or an unknown dtype.
     pub fn matrix(&mut self, part: Part, at: At, shape: [usize; 2]) -> Result<D::Weight> {
-        let tensor = self.tensor(part, at, "weight", &shape)?;
-        let tensor = self.undo_interleaving(part, at, tensor)?;
+        let tensor = self.projection(part, at, "weight", &shape)?;
         self.device
             .weight(&tensor, self.format)
             .map_err(|e| e.at(format!("`{}`", tensor.name)).at(&tensor.file))
@@ -109,8 +112,7 @@ impl<'a, D: Ops> Loader<'a, D> {
     ///
     /// If it is missing or has another length.
     pub fn bias(&mut self, part: Part, at: At, len: usize) -> Result<D::Buffer> {
-        let tensor = self.tensor(part, at, "bias", &[len])?;
-        let tensor = self.undo_interleaving(part, at, tensor)?;
+        let tensor = self.projection(part, at, "bias", &[len])?;
         self.vector(&tensor, tensor.to_f32()?)
     }
 
@@ -190,7 +192,7 @@ impl<'a, D: Ops> Loader<'a, D> {
         let what = match layer {
             Some(layer) if layer >= n_layers => format!(
                 "tensor `{first}` belongs to layer {layer}, but the configuration says {n_layers} layers (`{}`)",
-                if names.prefixes == [""] { "n_layers" } else { "num_hidden_layers" }
+                if names.prefixes == [("", "")] { "n_layers" } else { "num_hidden_layers" }
             ),
             _ => format!("tensor `{first}` is not used by {}", self.architecture.family),
         };
@@ -209,6 +211,67 @@ impl<'a, D: Ops> Loader<'a, D> {
         Some(format!("{module}.{suffix}"))
     }
 
+    /// The weight or bias of a projection in the form of the graph: plain numbers, `shape`, halves rotated together.
+    fn projection(
+        &mut self,
+        part: Part,
+        at: At,
+        suffix: &str,
+        shape: &[usize],
+    ) -> Result<TensorData> {
+        let stored = self.architecture.stored;
+        let is_qkv = [Part::Q, Part::K, Part::V].contains(&part);
+        let attention = self.architecture.layers.get(at.layer).and_then(|layer| layer.attention());
+        let tensor = match attention {
+            Some(attention) if is_qkv && stored.qkv != Qkv::Separate => {
+                self.part_of_qkv(part, at, suffix, shape, attention)?
+            }
+            _ => self.maybe_transposed(part, at, suffix, shape)?,
+        };
+        match attention {
+            Some(attention)
+                if is_qkv && part != Part::V && stored.qk_rows == RopeStyle::Interleaved =>
+            {
+                Ok(tensors::halves_from_neighbours(&tensor, attention.head_dim))
+            }
+            _ => Ok(tensor),
+        }
+    }
+
+    /// The rows of queries, keys or values out of the matrix that holds all three.
+    fn part_of_qkv(
+        &mut self,
+        part: Part,
+        at: At,
+        suffix: &str,
+        shape: &[usize],
+        attention: &Attention,
+    ) -> Result<TensorData> {
+        let mut all = shape.to_vec();
+        all[0] = attention.q_dim() + 2 * attention.kv_dim();
+        let fused = self.maybe_transposed(Part::Qkv, at, suffix, &all)?;
+        let by_group = self.architecture.stored.qkv == Qkv::ByGroup;
+        Ok(tensors::rows_of_qkv(&fused, part, attention, by_group))
+    }
+
+    /// The tensor with `shape`, whichever way round it is stored.
+    fn maybe_transposed(
+        &mut self,
+        part: Part,
+        at: At,
+        suffix: &str,
+        shape: &[usize],
+    ) -> Result<TensorData> {
+        let of_embedding = [Part::Embed, Part::Head, Part::LearnedPositions].contains(&part);
+        match shape {
+            [rows, cols] if self.architecture.stored.transposed && !of_embedding => {
+                Ok(tensors::transposed(&self.tensor(part, at, suffix, &[*cols, *rows])?))
+            }
+            _ => self.tensor(part, at, suffix, shape),
+        }
+    }
+
+    /// The tensor as plain numbers; `shape` is how it is stored.
     fn tensor(&mut self, part: Part, at: At, suffix: &str, shape: &[usize]) -> Result<TensorData> {
         let Some(name) = self.name(part, at, suffix) else {
             return Err(Error::not_supported(format!(
@@ -222,10 +285,34 @@ impl<'a, D: Ops> Loader<'a, D> {
         if tensor.shape != shape {
             return Err(mismatch(part, tensor, shape));
         }
-        self.used.insert(name);
-        self.loaded_bytes += tensor.bytes.len() as u64;
-        (self.progress)(self.loaded_bytes, self.checkpoint.total_bytes());
-        Ok(tensor.clone())
+        // The parts of a fused matrix each come here: its bytes count once.
+        if self.used.insert(name.clone()) {
+            self.loaded_bytes += tensor.bytes.len() as u64;
+            (self.progress)(self.loaded_bytes, self.checkpoint.total_bytes());
+        }
+        if tensor.dtype == Dtype::F8_E4M3 { self.scaled(tensor, &name) } else { Ok(tensor.clone()) }
+    }
+
+    /// The numbers of a matrix in 8-bit floats, each multiplied by the scale of its block.
+    fn scaled(&mut self, tensor: &TensorData, name: &str) -> Result<TensorData> {
+        let module = name.trim_end_matches("weight");
+        let names =
+            ["weight_scale_inv", "weight_scale", "qscale_weight"].map(|s| format!("{module}{s}"));
+        let Some(scale) = names.iter().find_map(|name| self.checkpoint.get(name)) else {
+            return Err(tensor
+                .error(format!(
+                    "`{name}` is stored in 8-bit floats, but its scale `{}` is missing",
+                    names[0]
+                ))
+                .so("without it every number would be wrong"));
+        };
+        self.used.insert(scale.name.clone());
+        fp8::dequantise(
+            tensor,
+            scale,
+            self.architecture.stored.fp8_block,
+            self.format == Format::F32,
+        )
     }
 
     fn missing(&self, part: Part, name: &str) -> Error {
@@ -254,30 +341,6 @@ impl<'a, D: Ops> Loader<'a, D> {
         self.device.write(&values, &mut buffer)?;
         Ok(buffer)
     }
-
-    /// Mistral's own files interleave the rows of queries and keys: rows `2i` and `2i + 1` of a head turn
-    /// together. The graph turns row `i` with row `i + head_dim/2`.
-    fn undo_interleaving(&self, part: Part, at: At, tensor: TensorData) -> Result<TensorData> {
-        let is_query_or_key = part == Part::Q || part == Part::K;
-        if self.architecture.stored.qk_rows == RopeStyle::Halves || !is_query_or_key {
-            return Ok(tensor);
-        }
-        let Some(head_dim) = self.architecture.layers[at.layer].attention().map(|a| a.head_dim)
-        else {
-            return Ok(tensor);
-        };
-        let row_bytes = tensor.bytes.len() / tensor.shape[0];
-        let mut bytes = Vec::with_capacity(tensor.bytes.len());
-        for head in tensor.bytes.chunks_exact(head_dim * row_bytes) {
-            for start in [0, 1] {
-                for row in head.chunks_exact(row_bytes).skip(start).step_by(2) {
-                    bytes.extend_from_slice(row);
-                }
-            }
-        }
-        tensor.bytes.release();
-        Ok(TensorData { bytes: Bytes::from(bytes), ..tensor })
-    }
 }
 
 /// The error for a tensor of another shape, with the configuration's keys that decide the shape.
@@ -293,6 +356,7 @@ fn mismatch(part: Part, tensor: &TensorData, expected: &[usize]) -> Error {
         | Part::ExpertUp
         | Part::ExpertDown => "`intermediate_size` and `hidden_size`",
         Part::Router => "`num_local_experts` and `hidden_size`",
+        Part::Qkv => "the numbers of heads and `hidden_size`",
         Part::QNorm | Part::KNorm => "`head_dim`",
         Part::EmbedNorm
         | Part::LearnedPositions
