@@ -1,5 +1,7 @@
 //! The real binary: results, exit codes, JSON, stdin, closed pipes.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::io::{Read as _, Write as _};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
