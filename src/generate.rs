@@ -65,6 +65,13 @@ impl Session {
         Self { model, cache: None, tokens: Vec::new(), cancel: CancelToken::default() }
     }
 
+    /// This session, stopped by `token` instead of its own.
+    #[must_use]
+    pub fn with_cancel_token(mut self, token: CancelToken) -> Self {
+        self.cancel = token;
+        self
+    }
+
     /// The model of this session.
     #[must_use]
     pub fn model(&self) -> &Model {
@@ -201,6 +208,9 @@ pub struct Timings {
 pub struct Summary {
     /// Why it ended.
     pub finish_reason: FinishReason,
+    /// What went wrong, where it ended for [`FinishReason::Error`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
     /// The generated ids, without the one that ended the text.
     pub token_ids: Vec<u32>,
     /// Counts.
@@ -238,6 +248,7 @@ pub struct Generator {
     logits: Vec<f32>,
     clock: Clock,
     state: Progress,
+    error: Option<String>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -283,6 +294,7 @@ impl Generator {
             logits: Vec::new(),
             clock: Clock { start, prefill: Duration::ZERO, first: None, last: start },
             state: Progress::Prompt,
+            error: None,
             session,
         })
     }
@@ -329,7 +341,13 @@ impl Generator {
         if self.generated.len() >= self.max_tokens {
             return self.finish(FinishReason::Length);
         }
-        let id = self.sampler.sample(&mut self.logits, &self.prompt, &self.generated)?;
+        let id = match self.sampler.sample(&mut self.logits, &self.prompt, &self.generated) {
+            Err(e) if e.kind() == ErrorKind::Numerics => {
+                self.error = Some(e.to_string());
+                return self.finish(FinishReason::Error);
+            }
+            sampled => sampled?,
+        };
         self.clock.tick();
         if !self.ignore_eos && self.session.model.eos_ids().contains(&id) {
             return self.finish(FinishReason::Stop);
@@ -374,6 +392,7 @@ impl Generator {
         }
         let summary = Summary {
             finish_reason,
+            error: self.error.take(),
             usage: Usage {
                 prompt_tokens: self.prompt.len(),
                 cached_tokens: self.cached,

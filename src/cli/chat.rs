@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use rustyline::error::ReadlineError;
 use tramontane::chat::{ChatRequest, Message};
 use tramontane::error::Result;
-use tramontane::generate::{FinishReason, Session, Summary};
+use tramontane::generate::{CancelToken, FinishReason, Session, Summary};
 use tramontane::sample::Sampling;
 use tramontane::{Error, ErrorKind, Model};
 
@@ -43,6 +43,7 @@ struct Chat {
     sampling: Sampling,
     last: Option<Summary>,
     quiet: bool,
+    cancel: CancelToken,
 }
 
 pub(super) fn run(args: Args) -> Result<ExitCode> {
@@ -51,8 +52,9 @@ pub(super) fn run(args: Args) -> Result<ExitCode> {
     if model.chat_template().is_none() {
         return Err(no_template(&model));
     }
-    let session = model.session();
-    signals::cancel_on_interrupt(&session.cancel_token());
+    let cancel = CancelToken::default();
+    signals::cancel_on_interrupt(&cancel);
+    let session = model.session().with_cancel_token(cancel.clone());
     let (quiet, system) = (args.model.quiet, args.system);
     let mut chat = Chat {
         model,
@@ -62,6 +64,7 @@ pub(super) fn run(args: Args) -> Result<ExitCode> {
         sampling,
         last: None,
         quiet,
+        cancel,
     };
     if std::io::stdin().is_terminal() { chat.interactive() } else { chat.piped() }
 }
@@ -160,9 +163,9 @@ impl Chat {
         let new = Message::user(text);
         let messages = system.into_iter().chain(self.messages.iter().cloned()).chain([new.clone()]);
         let request = ChatRequest::new(messages.collect());
-        let session = self.session.take().unwrap_or_else(|| self.model.session());
-        session.cancel_token().reset();
-        signals::cancel_on_interrupt(&session.cancel_token());
+        let new_session = || self.model.session().with_cancel_token(self.cancel.clone());
+        let session = self.session.take().unwrap_or_else(new_session);
+        self.cancel.reset();
         let mut generator = session.chat(&request, &self.sampling)?;
         let (answer, summary) = stream(&mut generator, true)?;
         print("\n")?;

@@ -91,8 +91,11 @@ pub(super) fn run(args: Args) -> Result<ExitCode> {
     if !args.model.quiet {
         talk::say(&talk::speed(&summary));
     }
-    let cancelled = summary.finish_reason == FinishReason::Cancelled;
-    Ok(if cancelled { ExitCode::from(ErrorKind::Cancelled.exit_code()) } else { ExitCode::SUCCESS })
+    match (summary.error, summary.finish_reason) {
+        (Some(error), _) => Err(Error::new(ErrorKind::Numerics, error)),
+        (None, FinishReason::Cancelled) => Ok(ExitCode::from(ErrorKind::Cancelled.exit_code())),
+        (None, _) => Ok(ExitCode::SUCCESS),
+    }
 }
 
 impl Args {
