@@ -287,6 +287,7 @@ impl Encoder for SentencePiece {
     }
 
     fn id(&self, token: &str) -> Option<u32> {
-        self.pieces.get(token).map(|(id, _)| *id)
+        let byte = || Some(self.bytes.as_ref()?[usize::from(byte_value(token).ok()?)]);
+        self.pieces.get(token).map(|(id, _)| *id).or_else(byte)
     }
 }
