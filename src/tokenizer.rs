@@ -99,8 +99,8 @@ struct Loaded {
     names: HashMap<String, u32>,
     bos: Option<u32>,
     eos: Option<u32>,
-    /// The ids that a text begins with.
-    prefix: Vec<u32>,
+    /// The ids that a text begins with; `None` where the file does not say.
+    prefix: Option<Vec<u32>>,
     kind: Kind,
 }
 
@@ -206,7 +206,7 @@ impl Tokenizer {
     ///
     /// As [`Self::encode`].
     pub fn encode_prompt(&self, text: &str) -> Result<Vec<u32>> {
-        let mut ids = self.0.prefix.clone();
+        let mut ids = self.0.prefix.clone().unwrap_or_default();
         self.0.encoder.encode(text, true, &mut ids)?;
         Ok(ids)
     }
@@ -251,7 +251,7 @@ impl Tokenizer {
     /// Whether [`Self::encode_prompt`] puts a token before the text.
     #[must_use]
     pub fn adds_bos(&self) -> bool {
-        !self.0.prefix.is_empty()
+        self.0.prefix.as_ref().is_some_and(|prefix| !prefix.is_empty())
     }
 
     /// The id of a token, as the file writes it: `</s>`, `▁le`, `Ġle`.
@@ -310,11 +310,10 @@ impl Loaded {
         let bos = by_name(&settings.bos_token).or(self.bos).or(settings.bos_id.filter(known));
         let eos = by_name(&settings.eos_token).or(self.eos).or(settings.eos_id.filter(known));
         (self.bos, self.eos) = (bos, eos);
-        match settings.add_bos {
-            Some(false) => self.prefix.clear(),
-            Some(true) if self.prefix.is_empty() => self.prefix.extend(bos),
-            Some(true) | None => {}
-        }
+        // What the file says goes first, as in transformers; SentencePiece's says nothing, and its models
+        // were trained with the first token.
+        let adds_bos = settings.add_bos.unwrap_or(matches!(self.kind, Kind::SentencePiece { .. }));
+        self.prefix.get_or_insert_with(|| bos.filter(|_| adds_bos).into_iter().collect());
     }
 }
 

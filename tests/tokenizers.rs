@@ -1,4 +1,5 @@
 //! Tokenizers against the ids of mistral-common, of the `tokenizers` crate, and of transformers.
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 #[path = "common/tokenizers.rs"]
 mod files;

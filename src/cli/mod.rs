@@ -11,6 +11,7 @@ mod inspect;
 mod logits;
 mod signals;
 mod talk;
+mod tokenize;
 
 use std::process::ExitCode;
 
@@ -52,6 +53,8 @@ enum Command {
     Logits(logits::Args),
     /// Show what a model is: shapes, parameters, memory
     Inspect(inspect::Args),
+    /// Turn text into token ids, or ids into text
+    Tokenize(tokenize::Args),
     /// Check this machine: instructions, threads, memory, devices, caches
     Doctor(doctor::Args),
     /// Print a completion script for a shell
@@ -69,6 +72,7 @@ pub(crate) fn run() -> Result<ExitCode> {
         Command::Chat(args) => chat::run(args),
         Command::Logits(args) => logits::run(args),
         Command::Inspect(args) => inspect::run(args),
+        Command::Tokenize(args) => tokenize::run(args),
         Command::Doctor(args) => doctor::run(args),
         Command::Completions(args) => completions::run(args, Cli::command()),
     }

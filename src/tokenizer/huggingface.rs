@@ -64,8 +64,8 @@ pub(super) fn load(json: &[u8]) -> Result<Loaded> {
     let file = File::read(json)?;
     let added = unique(&file.added_tokens)?;
     let vocab = vocabulary(&file)?;
-    let prefix = prefix(file.post_processor.as_ref())?;
-    if let Some(id) = prefix.iter().find(|id| vocab.bytes(**id).is_none()) {
+    let prefix = file.post_processor.as_ref().map(prefix).transpose()?;
+    if let Some(id) = prefix.iter().flatten().find(|id| vocab.bytes(**id).is_none()) {
         return Err(Error::bad_model(format!(
             "`post_processor` adds the id {id}, which is no token"
         )));
@@ -94,7 +94,7 @@ pub(super) fn load(json: &[u8]) -> Result<Loaded> {
         vocab: Arc::new(vocab),
         markers,
         names: added,
-        bos: prefix.first().copied(),
+        bos: prefix.iter().flatten().next().copied(),
         eos: None,
         prefix,
         kind: Kind::HuggingFace,
@@ -199,15 +199,14 @@ fn check_charsmaps(value: &Value) -> Result<()> {
 }
 
 /// The ids that the post-processor puts before a text.
-fn prefix(value: Option<&Value>) -> Result<Vec<u32>> {
-    let Some(value) = value else { return Ok(Vec::new()) };
+fn prefix(value: &Value) -> Result<Vec<u32>> {
     let bad = || Error::bad_model("the template is not usable").at("key `post_processor`");
     let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok()).ok_or_else(bad);
     match value["type"].as_str() {
         Some("Sequence") => {
             // Each processor wraps what the one before made.
             let list = value["processors"].as_array().ok_or_else(bad)?;
-            let parts: Result<Vec<_>> = list.iter().rev().map(|p| prefix(Some(p))).collect();
+            let parts: Result<Vec<_>> = list.iter().rev().map(prefix).collect();
             Ok(parts?.concat())
         }
         Some("TemplateProcessing") => {

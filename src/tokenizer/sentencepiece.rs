@@ -76,7 +76,7 @@ pub(super) fn load(model: &[u8], version: Option<&str>) -> Result<Loaded> {
         names,
         bos,
         eos,
-        prefix: bos.into_iter().collect(),
+        prefix: None,
         kind: Kind::SentencePiece { version },
         encoder: Box::new(SentencePiece::new(file)?),
         vocab: Arc::new(vocab),

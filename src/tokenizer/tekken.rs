@@ -110,7 +110,7 @@ pub(super) fn load(json: &[u8]) -> Result<Loaded> {
         markers: Arc::new(Markers::new(special.iter().map(String::as_str).zip(0..))?),
         bos: id_of("<s>"),
         eos: id_of("</s>"),
-        prefix: id_of("<s>").into_iter().collect(),
+        prefix: Some(id_of("<s>").into_iter().collect()),
         kind: Kind::Tekken { version },
         names: special.into_iter().zip(0..).collect(),
         encoder: Box::new(Tekken { splitter, ranks, longest: vocab.longest(), n_special }),
