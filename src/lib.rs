@@ -45,6 +45,8 @@ pub mod memory;
 pub mod model;
 pub mod nn;
 pub mod ops;
+#[cfg(feature = "hub")]
+mod platform;
 pub mod sample;
 pub mod tokenizer;
 
