@@ -84,6 +84,9 @@ pub fn describe(config: &Config) -> Result<(Architecture, Vec<String>), ConfigEr
             known.join(", ")
         )));
     };
+    if config.has("auto_map") {
+        config.warn("`auto_map` names Python code beside the model: it is never run");
+    }
     let mut architecture = describe(config)?;
     architecture.family = name;
     architecture.stored.fp8_block = fp8::block(config)?;

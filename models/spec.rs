@@ -333,22 +333,23 @@ impl Architecture {
             .map(|Mixer::Attention(attention)| attention)
     }
 
-    /// Number of parameters, from the shapes, tied weights counted once.
+    /// Number of parameters, from the shapes, tied weights counted once; `u64::MAX` if there are more.
     #[must_use]
     pub fn n_parameters(&self) -> u64 {
-        let hidden = self.hidden as u64;
-        let embed = self.vocab as u64 * hidden;
-        let positions = self.embedding.learned_positions.map_or(0, |rows| rows as u64 * hidden);
+        let hidden = self.hidden as u128;
+        let embed = self.vocab as u128 * hidden;
+        let positions = self.embedding.learned_positions.map_or(0, |rows| rows as u128 * hidden);
         let head = if self.head.tied { 0 } else { embed };
-        let head_bias = if self.head.bias { self.vocab as u64 } else { 0 };
+        let head_bias = if self.head.bias { self.vocab as u128 } else { 0 };
         let norms = self.final_norm.n_parameters(self.hidden)
             + self.embedding.norm.as_ref().map_or(0, |n| n.n_parameters(self.hidden));
-        embed
+        let n = embed
             + positions
             + head
             + head_bias
             + norms
-            + self.layers.iter().map(|l| l.n_parameters(self.hidden)).sum::<u64>()
+            + self.layers.iter().map(|l| l.n_parameters(self.hidden)).sum::<u128>();
+        u64::try_from(n).unwrap_or(u64::MAX)
     }
 }
 
@@ -362,19 +363,19 @@ impl Layer {
         }
     }
 
-    fn n_parameters(&self, hidden: usize) -> u64 {
+    fn n_parameters(&self, hidden: usize) -> u128 {
         let norms = [&self.mixer_norm, &self.post_mixer_norm, &self.mlp_norm, &self.post_mlp_norm];
-        let norms: u64 = norms.into_iter().flatten().map(|n| n.n_parameters(hidden)).sum();
+        let norms: u128 = norms.into_iter().flatten().map(|n| n.n_parameters(hidden)).sum();
         let mixer = self.attention().map_or(0, |attention| attention.n_parameters(hidden));
         norms + mixer + self.mlp.as_ref().map_or(0, |mlp| mlp.n_parameters(hidden))
     }
 }
 
 impl Norm {
-    fn n_parameters(&self, width: usize) -> u64 {
+    fn n_parameters(&self, width: usize) -> u128 {
         match self.kind {
-            NormKind::Rms | NormKind::Layer { bias: false, .. } => width as u64,
-            NormKind::Layer { bias: true, .. } => 2 * width as u64,
+            NormKind::Rms | NormKind::Layer { bias: false, .. } => width as u128,
+            NormKind::Layer { bias: true, .. } => 2 * width as u128,
         }
     }
 }
@@ -392,8 +393,8 @@ impl Attention {
         self.n_kv_heads * self.head_dim
     }
 
-    fn n_parameters(&self, hidden: usize) -> u64 {
-        let (q, kv, hidden) = (self.q_dim() as u64, self.kv_dim() as u64, hidden as u64);
+    fn n_parameters(&self, hidden: usize) -> u128 {
+        let (q, kv, hidden) = (self.q_dim() as u128, self.kv_dim() as u128, hidden as u128);
         let biases =
             if self.qkv_bias { q + 2 * kv } else { 0 } + if self.o_bias { hidden } else { 0 };
         let norms = match &self.qk_norm {
@@ -408,16 +409,16 @@ impl Attention {
 }
 
 impl Mlp {
-    fn n_parameters(&self, hidden: usize) -> u64 {
-        let hidden = hidden as u64;
+    fn n_parameters(&self, hidden: usize) -> u128 {
+        let hidden = hidden as u128;
         match self {
             Self::Gated(d) => {
-                3 * hidden * d.inner as u64 + if d.bias { 2 * d.inner as u64 + hidden } else { 0 }
+                3 * hidden * d.inner as u128 + if d.bias { 2 * d.inner as u128 + hidden } else { 0 }
             }
             Self::Plain(d) => {
-                2 * hidden * d.inner as u64 + if d.bias { d.inner as u64 + hidden } else { 0 }
+                2 * hidden * d.inner as u128 + if d.bias { d.inner as u128 + hidden } else { 0 }
             }
-            Self::Experts(e) => e.n_experts as u64 * hidden * (3 * e.inner as u64 + 1),
+            Self::Experts(e) => e.n_experts as u128 * hidden * (3 * e.inner as u128 + 1),
         }
     }
 }

@@ -143,14 +143,18 @@ impl Checkpoint {
     /// If there is none.
     pub fn require(&self, name: &str) -> Result<&TensorData> {
         self.get(name).ok_or_else(|| {
-            let files = &self.inner.files;
-            let place = match files.as_slice() {
-                [first, .., last] => format!("{} to {}", first.path.display(), last.path.display()),
-                [only] => only.path.display().to_string(),
-                [] => String::new(),
-            };
-            Error::bad_model(format!("the tensor `{name}` is missing")).at(place)
+            Error::bad_model(format!("the tensor `{name}` is missing")).at(self.place())
         })
+    }
+
+    /// How a message names the files together.
+    #[must_use]
+    pub fn place(&self) -> String {
+        match self.files() {
+            [first, .., last] => format!("{} to {}", first.path.display(), last.path.display()),
+            [only] => only.path.display().to_string(),
+            [] => String::new(),
+        }
     }
 
     /// The tensors, sorted by name.

@@ -343,7 +343,7 @@ impl Generator {
         }
         let id = match self.sampler.sample(&mut self.logits, &self.prompt, &self.generated) {
             Err(e) if e.kind() == ErrorKind::Numerics => {
-                self.error = Some(e.to_string());
+                self.error = Some(e.what());
                 return self.finish(FinishReason::Error);
             }
             sampled => sampled?,

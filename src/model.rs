@@ -18,8 +18,9 @@ use crate::error::{Error, Result};
 use crate::files::{MAX_CONFIG, ModelFiles};
 use crate::generate::Session;
 use crate::hub::{self, HubOptions, ModelRef};
-use crate::memory::{self, Estimate};
-use crate::nn::graph::{Graph, Rows};
+use crate::memory::Estimate;
+use crate::nn::graph::{self, Graph, Rows};
+use crate::nn::weight::untie_stored_head;
 use crate::ops::{Cpu, Format, KvFormat};
 use crate::sample::GenerationDefaults;
 use crate::tokenizer::Tokenizer;
@@ -73,9 +74,6 @@ pub struct ModelInfo {
     pub context: usize,
     /// Bytes of weights in the checkpoint.
     pub weight_bytes: u64,
-    /// Bytes of weights in memory that are read for one token: all but the embedding's other rows and experts
-    /// that are not chosen.
-    pub weight_bytes_per_token: u64,
 }
 
 /// A model that is ready to run.
@@ -141,13 +139,22 @@ impl Model {
     pub fn from_files(name: &str, files: &ModelFiles, options: &LoadOptions) -> Result<Self> {
         let start = Instant::now();
         let checkpoint = Checkpoint::open(files)?;
-        let (architecture, mut warnings) = read_architecture(files, checkpoint.layout())?;
+        let (mut architecture, mut warnings) = read_architecture(files, checkpoint.layout())?;
         warnings.extend(checkpoint.notes().iter().cloned());
+        warnings.extend(untie_stored_head(&mut architecture, &checkpoint));
+        graph::rehearse(&architecture, &checkpoint)?;
         let tokenizer = Tokenizer::load(files)?;
-        check_vocabulary(&architecture, tokenizer.as_ref())?;
+        check_vocabulary(&architecture, tokenizer.as_ref()).map_err(|e| e.at(files.place("")))?;
         let chat = ChatTemplate::load(files, tokenizer.as_ref())?;
         let defaults = GenerationDefaults::read(files)?;
         let eos = eos_ids(&architecture, &defaults, tokenizer.as_ref(), chat.as_ref());
+        if let Some(id) = eos.iter().find(|id| **id as usize >= architecture.vocab) {
+            let rows = architecture.vocab;
+            warnings.push(format!(
+                "an end token of generation_config.json or the chat template (`eos_token_id`) is {id}, \
+                 which can never come: the embedding has {rows} rows"
+            ));
+        }
 
         let device = Cpu::new(options.threads)?;
         let stored = stored_format(&checkpoint);
@@ -172,16 +179,14 @@ impl Model {
             threads: device.threads(),
             context,
             weight_bytes: checkpoint.total_bytes(),
-            weight_bytes_per_token: memory::weight_bytes_per_token(&architecture, format),
         };
         let mut progress = |done, total| {
             if let Some(progress) = &options.progress {
                 progress.loaded(done, total);
             }
         };
-        let (graph, more) =
+        let graph =
             Graph::load(device, architecture.clone(), &checkpoint, options.format, &mut progress)?;
-        warnings.extend(more);
         if let Some(warning) = warnings.first().filter(|_| options.strict) {
             return Err(Error::bad_model(warning.clone())
                 .hint("loading without --strict, if this is harmless"));
@@ -236,17 +241,6 @@ impl Model {
         let mut logits = Vec::new();
         self.run(ids, cache, Rows::All, &mut logits, &|| true)?;
         Ok(Tensor::from_vec(logits, (ids.len(), self.inner.architecture.vocab), &Device::Cpu)?)
-    }
-
-    /// Passes `ids` through the model after what is in `cache`, and puts the logits of the last one, `[vocab]`, into
-    /// `logits`. Nothing else is computed for the other tokens' logits.
-    ///
-    /// # Errors
-    ///
-    /// As [`Model::forward`].
-    pub fn advance(&self, ids: &[u32], cache: &mut KvCache, logits: &mut Vec<f32>) -> Result<()> {
-        logits.clear();
-        self.run(ids, cache, Rows::Last, logits, &|| true)
     }
 
     /// Passes `ids` through the model and puts the wanted rows of logits into `logits`.

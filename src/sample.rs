@@ -234,7 +234,7 @@ fn find_best(logits: &[f32]) -> Result<usize> {
         let what = format!("the logit of token {id} is {}, expected a finite number", logits[id]);
         return Err(Error::new(ErrorKind::Numerics, what)
             .so("the model's weights are damaged, or overflow in this number format")
-            .hint("try `--format f32`, or pull the model again"));
+            .hint("--format f32, or pulling the model again"));
     }
     let max = maximum(logits);
     if max == f32::NEG_INFINITY {

@@ -28,16 +28,18 @@ pub(super) struct Choice {
 enum Copy {
     /// The file that lists the shards.
     Index(String),
-    /// Files that together are the copy: one, or numbered ones without an index.
-    Files(Vec<String>),
+    /// One file.
+    Single(String),
+    /// Numbered files without an index, and how many their names promise.
+    Numbered(Vec<String>, u32),
 }
 
 impl Copy {
     fn describe(&self) -> String {
         match self {
             Self::Index(name) => name.clone(),
-            Self::Files(names) if names.len() == 1 => names[0].clone(),
-            Self::Files(names) => format!("{} and {} more", names[0], names.len() - 1),
+            Self::Single(name) => name.clone(),
+            Self::Numbered(names, _) => format!("{} and its like", names[0]),
         }
     }
 }
@@ -56,19 +58,20 @@ pub(super) fn choose(folder: &Path) -> Result<Choice> {
     for stem in stems {
         let (index, single) =
             (format!("{stem}.safetensors.index.json"), format!("{stem}.safetensors"));
-        let numbered = numbered(&names, stem)?;
+        let found = copies.len();
         if has(&index) {
             copies.push(Copy::Index(index));
         }
         if has(&single) {
-            copies.push(Copy::Files(vec![single]));
+            copies.push(Copy::Single(single));
         }
-        if !numbered.is_empty() && !has(&format!("{stem}.safetensors.index.json")) {
-            copies.push(Copy::Files(numbered));
+        // Beside an index or a whole file, numbered files are parts of it, or left over.
+        if copies.len() == found {
+            copies.extend(numbered(&names, stem));
         }
     }
     if copies.is_empty() {
-        copies.push(Copy::Files(vec![other_file(folder, &names)?]));
+        copies.push(Copy::Single(other_file(folder, &names)?));
     }
     let left: Vec<String> = copies.iter().skip(1).map(Copy::describe).collect();
     let copy = copies.swap_remove(0);
@@ -80,13 +83,16 @@ pub(super) fn choose(folder: &Path) -> Result<Choice> {
             left.join(", ")
         ));
     }
-    match copy {
-        Copy::Index(name) => from_index(folder, &name, notes),
-        Copy::Files(names) => {
-            let files = names.iter().map(|name| inside(folder, name)).collect::<Result<_>>()?;
-            Ok(Choice { files, index: None, notes })
+    let names = match copy {
+        Copy::Index(name) => return from_index(folder, &name, notes),
+        Copy::Single(name) => vec![name],
+        Copy::Numbered(names, count) => {
+            check_complete(&names, count).map_err(|e| e.at(folder.display()))?;
+            names
         }
-    }
+    };
+    let files = names.iter().map(|name| inside(folder, name)).collect::<Result<_>>()?;
+    Ok(Choice { files, index: None, notes })
 }
 
 /// Takes the weight file that the caller named, or the files of the index that the caller named.
@@ -105,18 +111,19 @@ fn from_index(folder: &Path, name: &str, notes: Vec<String>) -> Result<Choice> {
         Error::new(ErrorKind::NotFound, "the index of the weights does not exist").at(&place)
     })?;
     let index = Index::parse(&text).map_err(|e| e.at(&place))?;
-    check_all_present(folder, &index).map_err(|e| e.at(&place))?;
-    let files = index.shards.iter().map(|shard| inside(folder, shard)).collect::<Result<_>>()?;
+    let files: Vec<PathBuf> =
+        index.shards.iter().map(|shard| inside(folder, shard)).collect::<Result<_>>()?;
+    check_all_present(&index, &files).map_err(|e| e.at(&place))?;
     Ok(Choice { files, index: Some((index, place)), notes })
 }
 
 /// Names every missing shard at once, so that one more download mends it.
-fn check_all_present(folder: &Path, index: &Index) -> Result<()> {
+fn check_all_present(index: &Index, files: &[PathBuf]) -> Result<()> {
     let mut present = 0;
     let mut missing = Vec::new();
-    for shard in &index.shards {
+    for (shard, file) in index.shards.iter().zip(files) {
         // A broken link is missing too: the cache then lacks the file it points to.
-        match std::fs::metadata(folder.join(shard)) {
+        match std::fs::metadata(file) {
             Ok(meta) => present += meta.len(),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => missing.push(shard.as_str()),
             Err(_) => {}
@@ -148,25 +155,34 @@ fn list(folder: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// The files `stem-0000x-of-0000n.safetensors`, if there are any; then all of them must be there.
-fn numbered(names: &[String], stem: &str) -> Result<Vec<String>> {
-    let parse = |name: &str| -> Option<(u32, u32)> {
-        let (number, count) = name.strip_prefix(stem)?.strip_prefix('-')?.split_once("-of-")?;
-        Some((number.parse().ok()?, count.strip_suffix(".safetensors")?.parse().ok()?))
-    };
-    let found: Vec<(&String, (u32, u32))> =
-        names.iter().filter_map(|name| Some((name, parse(name)?))).collect();
-    let Some(&(_, (_, count))) = found.first() else { return Ok(Vec::new()) };
-    let complete = found.len() == count as usize
-        && found.iter().zip(1..).all(|((_, found), number)| *found == (number, count));
-    if !complete {
-        return Err(Error::bad_model(format!(
-            "found {} numbered weight files, expected {stem}-00001 to {count:05} of {count:05}",
-            found.len()
-        ))
-        .hint("pulling the model again: it resumes where it stopped"));
+/// The files `stem-0000x-of-0000n.safetensors`, if there are any.
+fn numbered(names: &[String], stem: &str) -> Option<Copy> {
+    let number = |name: &String| parse_number(name.strip_prefix(stem)?);
+    let (_, count) = names.iter().find_map(number)?;
+    Some(Copy::Numbered(
+        names.iter().filter(|name| number(name).is_some()).cloned().collect(),
+        count,
+    ))
+}
+
+/// The numbers of a name that ends with `-00002-of-00003.safetensors`.
+fn parse_number(name: &str) -> Option<(u32, u32)> {
+    let (rest, count) = name.strip_suffix(".safetensors")?.rsplit_once("-of-")?;
+    let (_, number) = rest.rsplit_once('-')?;
+    Some((number.parse().ok()?, count.parse().ok()?))
+}
+
+/// Checks that the sorted `names` are numbered from 1 to `count`, all of `count`.
+fn check_complete(names: &[String], count: u32) -> Result<()> {
+    let found: Vec<_> = names.iter().filter_map(|name| parse_number(name)).collect();
+    if found.iter().copied().eq((1..=count).map(|number| (number, count))) {
+        return Ok(());
     }
-    Ok(found.into_iter().map(|(name, _)| name.clone()).collect())
+    let n = found.len();
+    Err(Error::bad_model(format!(
+        "found {n} numbered weight files, expected 00001 to {count:05} of {count:05}"
+    ))
+    .hint("pulling the model again: it resumes where it stopped"))
 }
 
 /// The only `*.safetensors` of a folder without a file of a known name.

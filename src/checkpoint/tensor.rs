@@ -57,6 +57,18 @@ impl TensorData {
         }
     }
 
+    /// Checks that the values are plain floats: F32, F16 or BF16.
+    ///
+    /// # Errors
+    ///
+    /// If they are not; the message says what such values may mean.
+    pub fn check_is_float(&self) -> Result<()> {
+        match [Dtype::F32, Dtype::F16, Dtype::BF16].contains(&self.dtype) {
+            true => Ok(()),
+            false => Err(self.refused_dtype()),
+        }
+    }
+
     /// The values where they are, if they are F32 and aligned for it.
     #[must_use]
     pub fn as_f32(&self) -> Option<&[f32]> {

@@ -92,7 +92,10 @@ pub(super) fn run(args: Args) -> Result<ExitCode> {
         talk::say(&talk::speed(&summary));
     }
     match (summary.error, summary.finish_reason) {
-        (Some(error), _) => Err(Error::new(ErrorKind::Numerics, error)),
+        (Some(error), _) => Err(Error::new(ErrorKind::Numerics, error)
+            .at(&model.info().name)
+            .so("the model's weights are damaged, or overflow in this number format")
+            .hint("--format f32, or pulling the model again")),
         (None, FinishReason::Cancelled) => Ok(ExitCode::from(ErrorKind::Cancelled.exit_code())),
         (None, _) => Ok(ExitCode::SUCCESS),
     }

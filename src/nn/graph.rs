@@ -13,7 +13,7 @@ use crate::nn::block::{self, Block};
 use crate::nn::linear::Linear;
 use crate::nn::position::Frequencies;
 use crate::nn::weight::{At, Loader};
-use crate::ops::{Format, Kv as _, KvFormat, NormWeight, Ops, Rotation};
+use crate::ops::{Cpu, Format, Kv as _, KvFormat, NormWeight, Ops, Rotation};
 
 /// Tokens that pass through the graph together: enough to read each weight seldom, few enough for small buffers.
 pub const CHUNK: usize = 256;
@@ -147,30 +147,13 @@ impl<D: Ops> Graph<D> {
         checkpoint: &Checkpoint,
         format: Format,
         progress: &mut dyn FnMut(u64, u64),
-    ) -> Result<(Self, Vec<String>)> {
-        let mut l = Loader::new(&device, checkpoint, &architecture, format, progress)?;
-        let (vocab, hidden) = (architecture.vocab, architecture.hidden);
-        let top = At::default();
-        let embed = Linear::load(&mut l, Part::Embed, top, [vocab, hidden], false)?;
-        let embed_norm =
-            l.maybe_norm(Part::EmbedNorm, top, architecture.embedding.norm.as_ref(), hidden)?;
-        let rows = architecture.embedding.learned_positions;
-        let learned_positions =
-            rows.map(|rows| l.matrix(Part::LearnedPositions, top, [rows, hidden])).transpose()?;
+    ) -> Result<Self> {
         let (rotations, kinds) = rotations(&architecture);
-        let load_block = |(i, spec)| Block::load(&mut l, i, spec, kinds[i]);
-        let blocks =
-            architecture.layers.iter().enumerate().map(load_block).collect::<Result<_>>()?;
-        let final_norm = l.norm(Part::FinalNorm, top, &architecture.final_norm, hidden)?;
-        let mut warnings = Vec::new();
-        let head = if architecture.head.tied {
-            warnings.extend(tied_head_warning(&mut l));
-            None
-        } else {
-            Some(Linear::load(&mut l, Part::Head, top, [vocab, hidden], architecture.head.bias)?)
-        };
+        let mut l = Loader::new(&device, checkpoint, &architecture, format, progress)?;
+        let weights = Weights::load(&mut l, &kinds)?;
         l.finish()?;
-        let graph = Self {
+        let Weights { embed, embed_norm, learned_positions, blocks, final_norm, head } = weights;
+        Ok(Self {
             device,
             architecture,
             embed,
@@ -180,8 +163,7 @@ impl<D: Ops> Graph<D> {
             blocks,
             final_norm,
             head,
-        };
-        Ok((graph, warnings))
+        })
     }
 
     /// The device that computes.
@@ -394,16 +376,55 @@ fn rotations(architecture: &Architecture) -> (Vec<Frequencies>, Vec<Option<usize
     (kinds, of_layers)
 }
 
-/// A tied model may carry a head all the same: it is not used, and should be the embedding.
-fn tied_head_warning<D: Ops>(l: &mut Loader<'_, D>) -> Option<String> {
-    let (head, embed) = (l.skip(Part::Head)?, l.skip(Part::Embed)?);
-    if *head.bytes == *embed.bytes {
-        return None;
+/// What a graph takes from the checkpoint.
+struct Weights<D: Ops> {
+    embed: Linear<D>,
+    embed_norm: Option<NormWeight<D::Buffer>>,
+    learned_positions: Option<D::Weight>,
+    blocks: Vec<Block<D>>,
+    final_norm: NormWeight<D::Buffer>,
+    head: Option<Linear<D>>,
+}
+
+impl<D: Ops> Weights<D> {
+    /// Takes everything; `kinds` is the number of each layer's rotation.
+    fn load(l: &mut Loader<'_, D>, kinds: &[Option<usize>]) -> Result<Self> {
+        let architecture = l.architecture();
+        let (vocab, hidden, top) = (architecture.vocab, architecture.hidden, At::default());
+        let embed = Linear::load(l, Part::Embed, top, [vocab, hidden], false)?;
+        let norm = architecture.embedding.norm.as_ref();
+        let embed_norm = l.maybe_norm(Part::EmbedNorm, top, norm, hidden)?;
+        let rows = architecture.embedding.learned_positions;
+        let learned_positions =
+            rows.map(|rows| l.matrix(Part::LearnedPositions, top, [rows, hidden])).transpose()?;
+        let layers = architecture.layers.iter().zip(kinds).enumerate();
+        let blocks = layers
+            .map(|(i, (spec, kind))| Block::load(l, i, spec, *kind))
+            .collect::<Result<_>>()?;
+        let final_norm = l.norm(Part::FinalNorm, top, &architecture.final_norm, hidden)?;
+        let head = if architecture.head.tied {
+            l.skip(Part::Head);
+            None
+        } else {
+            Some(Linear::load(l, Part::Head, top, [vocab, hidden], architecture.head.bias)?)
+        };
+        Ok(Self { embed, embed_norm, learned_positions, blocks, final_norm, head })
     }
-    Some(format!(
-        "`{}` differs from the embedding, but `tie_word_embeddings` is true: the embedding is used, as transformers does",
-        head.name
-    ))
+}
+
+/// Checks that `checkpoint` holds exactly the tensors that `architecture` asks for, in shapes and types that can be
+/// used, before anything is sized by the configuration.
+///
+/// # Errors
+///
+/// If a tensor is missing, left over, or has another shape or an unknown dtype.
+pub fn rehearse(architecture: &Architecture, checkpoint: &Checkpoint) -> Result<()> {
+    let device = Cpu::new(Some(1))?;
+    let mut silent = |_, _| {};
+    let mut l = Loader::new(&device, checkpoint, architecture, Format::Auto, &mut silent)?;
+    l.rehearse();
+    Weights::load(&mut l, &vec![None; architecture.layers.len()])?;
+    l.finish()
 }
 
 impl<D: Ops> Graph<D> {

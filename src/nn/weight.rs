@@ -13,7 +13,7 @@ use safetensors::Dtype;
 use tramontane_models::names::{Part, Prefix};
 use tramontane_models::spec::{Architecture, Attention, Norm, NormKind, Qkv, RopeStyle};
 
-use crate::checkpoint::{Checkpoint, TensorData};
+use crate::checkpoint::{Bytes, Checkpoint, TensorData};
 use crate::error::{Error, Result};
 use crate::ops::{Format, NormWeight, Ops};
 
@@ -44,6 +44,7 @@ pub struct Loader<'a, D> {
     used: BTreeSet<String>,
     loaded_bytes: u64,
     progress: &'a mut dyn FnMut(u64, u64),
+    rehearsal: bool,
 }
 
 impl<'a, D: Ops> Loader<'a, D> {
@@ -59,27 +60,24 @@ impl<'a, D: Ops> Loader<'a, D> {
         format: Format,
         progress: &'a mut dyn FnMut(u64, u64),
     ) -> Result<Self> {
-        let names = architecture.stored.names;
-        let embed = |prefix: Prefix| names.module(Part::Embed, prefix, 0, 0).map(|m| m + ".weight");
-        let found = names
-            .prefixes
-            .iter()
-            .find(|p| embed(**p).is_some_and(|name| checkpoint.get(&name).is_some()));
-        let Some(&prefix) = found else {
-            let expected = names.prefixes.first().and_then(|p| embed(*p)).unwrap_or_default();
-            let some: Vec<&str> = checkpoint.names().take(3).collect();
-            return Err(Error::bad_model(format!(
-                "tensor `{expected}` is missing; the file begins with {}",
-                if some.is_empty() {
-                    "no tensor at all".to_owned()
-                } else {
-                    format!("`{}`", some.join("`, `"))
-                }
-            ))
-            .hint("the weights that belong to this config.json"));
-        };
-        let (used, loaded_bytes) = (BTreeSet::new(), 0);
-        Ok(Self { device, checkpoint, architecture, format, prefix, used, loaded_bytes, progress })
+        let prefix = prefix(architecture, checkpoint)?;
+        let (used, loaded_bytes, rehearsal) = (BTreeSet::new(), 0, false);
+        Ok(Self {
+            device,
+            checkpoint,
+            architecture,
+            format,
+            prefix,
+            used,
+            loaded_bytes,
+            progress,
+            rehearsal,
+        })
+    }
+
+    /// From now on, matrices are checked but not taken: they come out empty.
+    pub fn rehearse(&mut self) {
+        self.rehearsal = true;
     }
 
     /// The device that the weights go to.
@@ -101,6 +99,9 @@ impl<'a, D: Ops> Loader<'a, D> {
     /// If it is missing or has another shape or an unknown dtype.
     pub fn matrix(&mut self, part: Part, at: At, shape: [usize; 2]) -> Result<D::Weight> {
         let tensor = self.projection(part, at, "weight", &shape)?;
+        if self.rehearsal {
+            return self.device.weight(&hollow(&tensor), Format::Auto);
+        }
         self.device
             .weight(&tensor, self.format)
             .map_err(|e| e.at(format!("`{}`", tensor.name)).at(&tensor.file))
@@ -166,12 +167,9 @@ impl<'a, D: Ops> Loader<'a, D> {
             .is_some_and(|name| self.checkpoint.get(&name).is_some())
     }
 
-    /// The stored tensor of `part`, marked as used although it is not taken to the device.
-    pub fn skip(&mut self, part: Part) -> Option<&'a TensorData> {
-        let name = self.name(part, At::default(), "weight")?;
-        let tensor = self.checkpoint.get(&name);
-        self.used.insert(name);
-        tensor
+    /// Marks the stored weight of `part` as used, although it is not taken to the device.
+    pub fn skip(&mut self, part: Part) {
+        self.used.extend(self.name(part, At::default(), "weight"));
     }
 
     /// Checks that nothing in the checkpoint was left over.
@@ -230,7 +228,10 @@ impl<'a, D: Ops> Loader<'a, D> {
         };
         match attention {
             Some(attention)
-                if is_qkv && part != Part::V && stored.qk_rows == RopeStyle::Interleaved =>
+                if is_qkv
+                    && part != Part::V
+                    && stored.qk_rows == RopeStyle::Interleaved
+                    && !self.rehearsal =>
             {
                 Ok(tensors::halves_from_neighbours(&tensor, attention.head_dim))
             }
@@ -250,6 +251,9 @@ impl<'a, D: Ops> Loader<'a, D> {
         let mut all = shape.to_vec();
         all[0] = attention.q_dim() + 2 * attention.kv_dim();
         let fused = self.maybe_transposed(Part::Qkv, at, suffix, &all)?;
+        if self.rehearsal {
+            return Ok(fused);
+        }
         let by_group = self.architecture.stored.qkv == Qkv::ByGroup;
         Ok(tensors::rows_of_qkv(&fused, part, attention, by_group))
     }
@@ -265,7 +269,8 @@ impl<'a, D: Ops> Loader<'a, D> {
         let of_embedding = [Part::Embed, Part::Head, Part::LearnedPositions].contains(&part);
         match shape {
             [rows, cols] if self.architecture.stored.transposed && !of_embedding => {
-                Ok(tensors::transposed(&self.tensor(part, at, suffix, &[*cols, *rows])?))
+                let stored = self.tensor(part, at, suffix, &[*cols, *rows])?;
+                Ok(if self.rehearsal { stored } else { tensors::transposed(&stored) })
             }
             _ => self.tensor(part, at, suffix, shape),
         }
@@ -290,7 +295,11 @@ impl<'a, D: Ops> Loader<'a, D> {
             self.loaded_bytes += tensor.bytes.len() as u64;
             (self.progress)(self.loaded_bytes, self.checkpoint.total_bytes());
         }
-        if tensor.dtype == Dtype::F8_E4M3 { self.scaled(tensor, &name) } else { Ok(tensor.clone()) }
+        if tensor.dtype == Dtype::F8_E4M3 {
+            return self.scaled(tensor, &name);
+        }
+        tensor.check_is_float()?;
+        Ok(tensor.clone())
     }
 
     /// The numbers of a matrix in 8-bit floats, each multiplied by the scale of its block.
@@ -307,12 +316,11 @@ impl<'a, D: Ops> Loader<'a, D> {
                 .so("without it every number would be wrong"));
         };
         self.used.insert(scale.name.clone());
-        fp8::dequantise(
-            tensor,
-            scale,
-            self.architecture.stored.fp8_block,
-            self.format == Format::F32,
-        )
+        let grid = fp8::Grid::new(tensor, scale, self.architecture.stored.fp8_block)?;
+        if self.rehearsal {
+            return Ok(hollow(tensor));
+        }
+        fp8::dequantise(tensor, scale, grid, self.format == Format::F32)
     }
 
     fn missing(&self, part: Part, name: &str) -> Error {
@@ -341,6 +349,60 @@ impl<'a, D: Ops> Loader<'a, D> {
         self.device.write(&values, &mut buffer)?;
         Ok(buffer)
     }
+}
+
+/// What stands before the names of the text model in this checkpoint.
+fn prefix(architecture: &Architecture, checkpoint: &Checkpoint) -> Result<Prefix> {
+    let names = architecture.stored.names;
+    let embed = |prefix: Prefix| names.module(Part::Embed, prefix, 0, 0).map(|m| m + ".weight");
+    let is_there =
+        |prefix: &&Prefix| embed(**prefix).is_some_and(|name| checkpoint.get(&name).is_some());
+    names.prefixes.iter().find(is_there).copied().ok_or_else(|| {
+        let expected = names.prefixes.first().and_then(|p| embed(*p)).unwrap_or_default();
+        let some: Vec<&str> = checkpoint.names().take(3).collect();
+        let some = match some[..] {
+            [] => "no tensor at all".to_owned(),
+            _ => format!("`{}`", some.join("`, `")),
+        };
+        Error::bad_model(format!("tensor `{expected}` is missing; the file begins with {some}"))
+            .at(checkpoint.place())
+            .hint("the weights that belong to this config.json")
+    })
+}
+
+/// A matrix without rows in the place of `tensor`.
+fn hollow(tensor: &TensorData) -> TensorData {
+    let mut hollow = tensor.clone();
+    hollow.shape[0] = 0;
+    (hollow.dtype, hollow.bytes) = (Dtype::F32, Bytes::from(Vec::new()));
+    hollow
+}
+
+/// Unties the head where the checkpoint stores another matrix than the embedding, and says so.
+///
+/// Some repositories say `tie_word_embeddings` by oversight; transformers 5 uses the stored head too.
+#[must_use]
+pub fn untie_stored_head(
+    architecture: &mut Architecture,
+    checkpoint: &Checkpoint,
+) -> Option<String> {
+    if !architecture.head.tied {
+        return None;
+    }
+    let prefix = prefix(architecture, checkpoint).ok()?;
+    let stored = |part| {
+        let module = architecture.stored.names.module(part, prefix, 0, 0)?;
+        checkpoint.get(&format!("{module}.weight"))
+    };
+    let (head, embed) = (stored(Part::Head)?, stored(Part::Embed)?);
+    if head.shape == embed.shape && head.dtype == embed.dtype && *head.bytes == *embed.bytes {
+        return None;
+    }
+    architecture.head.tied = false;
+    Some(format!(
+        "`{}` differs from the embedding although `tie_word_embeddings` is true: the stored head is used",
+        head.name
+    ))
 }
 
 /// The error for a tensor of another shape, with the configuration's keys that decide the shape.

@@ -9,34 +9,65 @@ use safetensors::Dtype;
 use crate::checkpoint::{Bytes, TensorData};
 use crate::error::Result;
 
-/// `weight · scale` in f32 if `wide`, else in bf16.
+/// Which scale belongs to which element: blocks of a matrix, each with one scale.
+pub(super) struct Grid {
+    cols: usize,
+    block_rows: usize,
+    block_cols: usize,
+}
+
+impl Grid {
+    /// The blocks of `tensor`, whose scales are `scale`; `block` is how many rows and columns share one.
+    ///
+    /// # Errors
+    ///
+    /// If the tensor is not a matrix, or the scales do not fit it.
+    pub(super) fn new(
+        tensor: &TensorData,
+        scale: &TensorData,
+        block: Option<[usize; 2]>,
+    ) -> Result<Self> {
+        let [rows, cols] = tensor.shape[..] else {
+            return Err(tensor.error(format!(
+                "`{}` has shape {:?} in 8-bit floats, expected a matrix",
+                tensor.name, tensor.shape
+            )));
+        };
+        scale.check_is_float()?;
+        // One scale for the whole matrix is one block as large as the matrix.
+        let whole = [rows.max(1), cols.max(1)];
+        let [block_rows, block_cols] =
+            if scale.len() == 1 { whole } else { block.unwrap_or(whole) };
+        let grid = [rows.div_ceil(block_rows), cols.div_ceil(block_cols)];
+        if scale.len() != 1 && scale.shape != grid {
+            return Err(scale.error(format!(
+                "`{}` has shape {:?}, expected {grid:?}: one scale for each {block_rows} rows and {block_cols} columns",
+                scale.name, scale.shape
+            )));
+        }
+        Ok(Self { cols, block_rows, block_cols })
+    }
+}
+
+/// `weight · scale` in f32 if `wide`, else in bf16; `grid` is that of the two.
 ///
 /// # Errors
 ///
-/// If the scales do not fit the matrix.
+/// If the scales are not floats.
 pub(super) fn dequantise(
     tensor: &TensorData,
     scale: &TensorData,
-    block: Option<[usize; 2]>,
+    grid: Grid,
     wide: bool,
 ) -> Result<TensorData> {
-    let [rows, cols] = [tensor.shape[0], tensor.shape[1]];
-    // One scale for the whole matrix is one block as large as the matrix.
-    let [block_rows, block_cols] =
-        if scale.len() == 1 { [rows, cols] } else { block.unwrap_or([rows, cols]) };
-    let grid = [rows.div_ceil(block_rows), cols.div_ceil(block_cols)];
-    if scale.len() != 1 && scale.shape != grid {
-        return Err(scale.error(format!(
-            "`{}` has shape {:?}, expected {grid:?}: one scale for each {block_rows} rows and {block_cols} columns",
-            scale.name, scale.shape
-        )));
-    }
+    let Grid { cols, block_rows, block_cols } = grid;
+    let per_row = cols.div_ceil(block_cols);
     let scales = scale.to_f32()?;
     let table: Vec<f32> = (0..=u8::MAX).map(e4m3).collect();
     let mut bytes = Vec::with_capacity(tensor.len() * if wide { 4 } else { 2 });
     for (r, row) in tensor.bytes.chunks_exact(cols).enumerate() {
         for (c, x) in row.iter().enumerate() {
-            let value = table[usize::from(*x)] * scales[r / block_rows * grid[1] + c / block_cols];
+            let value = table[usize::from(*x)] * scales[r / block_rows * per_row + c / block_cols];
             if wide {
                 bytes.extend_from_slice(&value.to_le_bytes());
             } else {
