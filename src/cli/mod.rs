@@ -3,7 +3,6 @@
 //! stdout carries the result, stderr the talk. A closed stdout is success.
 
 mod args;
-mod bench;
 mod chat;
 mod completions;
 mod doctor;
@@ -50,8 +49,6 @@ enum Command {
     Generate(generate::Args),
     /// Hold a conversation
     Chat(chat::Args),
-    /// Measure tokens per second
-    Bench(bench::Args),
     /// Write the logits of given token ids to a file
     Logits(logits::Args),
     /// Show what a model is: shapes, parameters, memory
@@ -73,7 +70,6 @@ pub(crate) fn run() -> Result<ExitCode> {
     match cli.command {
         Command::Generate(args) => generate::run(args),
         Command::Chat(args) => chat::run(args),
-        Command::Bench(args) => bench::run(args),
         Command::Logits(args) => logits::run(args),
         Command::Inspect(args) => inspect::run(args),
         Command::Tokenize(args) => tokenize::run(args),
