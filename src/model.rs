@@ -147,6 +147,11 @@ impl Model {
         check_vocabulary(&architecture, tokenizer.as_ref()).map_err(|e| e.at(files.place("")))?;
         let chat = ChatTemplate::load(files, tokenizer.as_ref())?;
         let defaults = GenerationDefaults::read(files)?;
+        warnings.extend(defaults.not_done.iter().map(|setting| {
+            format!(
+                "generation_config.json asks for {setting}, which is not done: texts will differ"
+            )
+        }));
         let eos = eos_ids(&architecture, &defaults, tokenizer.as_ref(), chat.as_ref());
         if let Some(id) = eos.iter().find(|id| **id as usize >= architecture.vocab) {
             let rows = architecture.vocab;

@@ -3,9 +3,12 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::HashMap;
+use std::path::Path;
 
 use serde_json::Value;
+use tramontane::files::ModelFiles;
 use tramontane::sample::{Sampler, Sampling};
+use tramontane::{LoadOptions, Model};
 
 /// One line of `samplers.jsonl`.
 struct Vector {
@@ -208,4 +211,25 @@ fn a_seed_fixes_the_draws() {
 fn a_seed_means_the_same_draws_forever() {
     // Fixed here so that no change of the generator or of the draw passes unseen.
     assert_eq!(hundred_draws(Some(42)).0[..8], [447, 245, 494, 389, 390, 389, 135, 389]);
+}
+
+#[test]
+fn a_model_brings_its_defaults_and_warns_of_those_that_are_not_done() {
+    let original = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/logits/llama_tied");
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("with-generation-config");
+    std::fs::create_dir_all(&folder).unwrap();
+    for file in ["config.json", "model.safetensors"] {
+        std::fs::copy(original.join(file), folder.join(file)).unwrap();
+    }
+    let load = |generation_config: &str| {
+        std::fs::write(folder.join("generation_config.json"), generation_config).unwrap();
+        Model::from_files("test", &ModelFiles::folder(&folder), &LoadOptions::default())
+    };
+    let model = load(r#"{"do_sample": true, "top_p": 0.5, "num_beams": 4}"#).unwrap();
+    assert!(model.warnings().iter().any(|w| w.contains("num_beams 4")), "{:?}", model.warnings());
+    let generator = model.session().generate_ids(&[1], &Sampling::default()).unwrap();
+    let chain = generator.sampler().describe();
+    assert!(chain.starts_with("temperature 1, top-p 0.5, seed "), "{chain}");
+    let e = load(r#"{"temperature": -1}"#).unwrap_err().to_string();
+    assert!(e.contains("`temperature` is -1") && e.contains("generation_config.json"), "{e}");
 }
