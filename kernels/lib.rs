@@ -4,6 +4,7 @@
 //! - [`Pool`]: the threads that share the work of one kernel;
 //! - [`formats`]: how weights lie in memory;
 //! - [`cpu`]: the kernels;
+//! - [`cuda`]: the kernels for NVIDIA GPUs, and how they are launched;
 //! - [`reference`](mod@reference): the same in plain loops, the definition of right;
 //! - [`cases`]: the shapes and tolerances with which every kernel is tested and timed.
 //!
@@ -12,6 +13,7 @@
 
 pub mod cases;
 pub mod cpu;
+pub mod cuda;
 pub mod formats;
 mod isa;
 mod platform;

@@ -79,6 +79,26 @@ impl Estimate {
     }
 }
 
+/// Bytes of weights in `format` that are read for one token: not the embedding, of which a token reads one row (unless
+/// it is the head too), and of experts only those that a token uses.
+pub(crate) fn weight_bytes_per_token(architecture: &Architecture, format: Format) -> u64 {
+    use tramontane_models::spec::Mlp;
+    let per_parameter = match format {
+        Format::Auto | Format::F32 => 4,
+        Format::Bf16 | Format::F16 => 2,
+    };
+    let table = |rows: usize| (rows * architecture.hidden) as u64;
+    let embed = if architecture.head.tied { 0 } else { table(architecture.vocab) };
+    let positions = table(architecture.embedding.learned_positions.unwrap_or(0));
+    let idle = |mlp: &Mlp| match mlp {
+        Mlp::Gated(_) | Mlp::Plain(_) => 0,
+        Mlp::Experts(e) => (e.n_experts - e.n_active) as u64 * 3 * table(e.inner),
+    };
+    let idle: u64 =
+        architecture.layers.iter().filter_map(|layer| layer.mlp.as_ref()).map(idle).sum();
+    per_parameter * (architecture.n_parameters() - embed - positions - idle)
+}
+
 /// Bytes of keys and values of `context` tokens; layers whose window slides keep only what it sees.
 fn cache_bytes(architecture: &Architecture, kv: KvFormat, context: usize) -> u64 {
     let per_element = match kv {

@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 use crate::files::{MAX_CONFIG, ModelFiles};
 use crate::generate::Session;
 use crate::hub::{self, HubOptions, ModelRef};
-use crate::memory::Estimate;
+use crate::memory::{self, Estimate};
 use crate::nn::graph::{self, Graph, Rows};
 use crate::nn::weight::untie_stored_head;
 use crate::ops::{Cpu, Format, KvFormat};
@@ -74,6 +74,9 @@ pub struct ModelInfo {
     pub context: usize,
     /// Bytes of weights in the checkpoint.
     pub weight_bytes: u64,
+    /// Bytes of weights in memory that are read for one token: all but the embedding's other rows and experts
+    /// that are not chosen.
+    pub weight_bytes_per_token: u64,
 }
 
 /// A model that is ready to run.
@@ -184,6 +187,7 @@ impl Model {
             threads: device.threads(),
             context,
             weight_bytes: checkpoint.total_bytes(),
+            weight_bytes_per_token: memory::weight_bytes_per_token(&architecture, format),
         };
         let mut progress = |done, total| {
             if let Some(progress) = &options.progress {
@@ -246,6 +250,17 @@ impl Model {
         let mut logits = Vec::new();
         self.run(ids, cache, Rows::All, &mut logits, &|| true)?;
         Ok(Tensor::from_vec(logits, (ids.len(), self.inner.architecture.vocab), &Device::Cpu)?)
+    }
+
+    /// Passes `ids` through the model after what is in `cache`, and puts the logits of the last one, `[vocab]`, into
+    /// `logits`. Nothing else is computed for the other tokens' logits.
+    ///
+    /// # Errors
+    ///
+    /// As [`Model::forward`].
+    pub fn advance(&self, ids: &[u32], cache: &mut KvCache, logits: &mut Vec<f32>) -> Result<()> {
+        logits.clear();
+        self.run(ids, cache, Rows::Last, logits, &|| true)
     }
 
     /// Passes `ids` through the model and puts the wanted rows of logits into `logits`.

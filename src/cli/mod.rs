@@ -3,6 +3,7 @@
 //! stdout carries the result, stderr the talk. A closed stdout is success.
 
 mod args;
+mod bench;
 mod chat;
 mod completions;
 mod doctor;
@@ -49,6 +50,8 @@ enum Command {
     Generate(generate::Args),
     /// Hold a conversation
     Chat(chat::Args),
+    /// Measure tokens per second
+    Bench(bench::Args),
     /// Write the logits of given token ids to a file
     Logits(logits::Args),
     /// Show what a model is: shapes, parameters, memory
@@ -70,6 +73,7 @@ pub(crate) fn run() -> Result<ExitCode> {
     match cli.command {
         Command::Generate(args) => generate::run(args),
         Command::Chat(args) => chat::run(args),
+        Command::Bench(args) => bench::run(args),
         Command::Logits(args) => logits::run(args),
         Command::Inspect(args) => inspect::run(args),
         Command::Tokenize(args) => tokenize::run(args),

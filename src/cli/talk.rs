@@ -93,3 +93,28 @@ impl LoadProgress for LoadBar {
         bar.set_position(done);
     }
 }
+
+/// A progress bar that counts steps, drawn on a terminal.
+pub(super) struct CountBar(ProgressBar);
+
+impl CountBar {
+    /// A bar of `total` steps, drawn on a terminal if `show`.
+    pub(super) fn new(show: bool, total: u64) -> Self {
+        if !show || !is_fancy() {
+            return Self(ProgressBar::hidden());
+        }
+        let style = ProgressStyle::with_template("[{bar:40}] {pos}/{len}, {eta} left");
+        let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
+        Self(ProgressBar::new(total).with_style(style.progress_chars("=> ")))
+    }
+
+    /// One step is done.
+    pub(super) fn advance(&self) {
+        self.0.inc(1);
+    }
+
+    /// Removes the bar.
+    pub(super) fn done(&self) {
+        self.0.finish_and_clear();
+    }
+}

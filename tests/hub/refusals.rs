@@ -1,7 +1,7 @@
 //! What a hub, a network or a repository may not do.
 
-use tramontane::hub::{HubOptions, Token, pull};
 use tramontane::ErrorKind;
+use tramontane::hub::{HubOptions, Token, pull};
 
 use crate::fake::{Answer, At, REPO};
 use crate::{names, refused, setup};

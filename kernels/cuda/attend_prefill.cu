@@ -1,0 +1,156 @@
+// Attention of many queries on tensor cores, after FlashAttention-2 (Dao 2023, arXiv:2307.08691): the scores never
+// leave the registers, and a running maximum keeps the softmax exact.
+//
+// One block of four warps takes 64 queries of one head, 16 to a warp, and walks over the keys a tile at a time; two
+// tiles of keys and values are in shared memory, one being used and one being filled (cp.async). A tile lies inside
+// one page of the cache. Rows in shared memory are 16 bytes longer than a head, an odd number of 16-byte pieces, so
+// the rows of an ldmatrix fall into different banks. The queries stay in registers. Scores are not capped here: models
+// that do so take attend_decode for everything.
+// Grid: (n / 64, heads). Shared memory: 4 · TILE · (2 · DIM + 16) bytes.
+#include "attend.cuh"
+
+constexpr int QUERIES = 64;
+
+template <int DIM, int TILE> DEV void load_tile(u32 to, const u16 *rows, u32 pos, u32 end) {
+  constexpr int PIECES = DIM / 8;
+#pragma unroll
+  for (int i = 0; i < (TILE * PIECES + 127) / 128; i++) {
+    u32 piece = threadIdx.x + i * 128, row = piece / PIECES;
+    if (TILE * PIECES % 128 && row >= TILE) break;
+    bool valid = pos + row < end;
+    copy_async16(to + row * (DIM * 2 + 16) + piece % PIECES * 16, rows + (valid ? row * DIM + piece % PIECES * 8 : 0), valid);
+  }
+}
+
+template <class T, int DIM, int TILE> DEV void prefill(const Attend &a) {
+  DYNAMIC_SHARED(shared);
+  constexpr int PITCH = DIM * 2 + 16, TILE_BYTES = TILE * PITCH;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t4 = lane % 4;
+  const u32 head = blockIdx.y, kv_head = head / (a.heads / a.kv_heads);
+  const u32 row0 = blockIdx.x * QUERIES + warp * 16 + g;
+  const u32 last = smaller_int(blockIdx.x * QUERIES + QUERIES, a.n) - 1;
+  const u32 end = a.start + last + 1;
+  const u32 begin = first_seen(a, a.start + blockIdx.x * QUERIES) / TILE * TILE;
+  const u64 key_offset = (u64)kv_head * PAGE * DIM, value_offset = key_offset + (u64)a.kv_heads * PAGE * DIM;
+  const u32 keys = shared_address(shared), values = keys + 2 * TILE_BYTES;
+  const float factor = a.scale * LOG2E, tilt = a.slopes ? a.slopes[head] * LOG2E : 0.f;
+  const u32 first_query = a.start + blockIdx.x * QUERIES;
+  const u32 low[2] = {first_seen(a, a.start + row0), first_seen(a, a.start + row0 + 8)};
+
+  auto load = [&](u32 pos, u32 buffer) {
+    const u16 *page = (const u16 *)a.pages[pos / PAGE] + (u64)(pos % PAGE) * DIM;
+    load_tile<DIM, TILE>(keys + buffer * TILE_BYTES, page + key_offset, pos, end);
+    load_tile<DIM, TILE>(values + buffer * TILE_BYTES, page + value_offset, pos, end);
+  };
+  load(begin, 0);
+  copy_commit();
+
+  u32 q[DIM / 16][4];
+#pragma unroll
+  for (int k = 0; k < DIM / 16; k++)
+#pragma unroll
+    for (int e = 0; e < 4; e++) {
+      u32 row = row0 + e % 2 * 8, d = k * 16 + t4 * 2 + e / 2 * 8;
+      const float *from = a.q + ((u64)row * a.heads + head) * DIM + d;
+      bool valid = row < a.n;
+      q[k][e] = T::pack(valid ? T::in_range(from[0]) : 0.f, valid ? T::in_range(from[1]) : 0.f);
+    }
+
+  float acc[DIM / 8][4], top[2] = {-infinity(), -infinity()}, sum[2] = {0.f, 0.f};
+#pragma unroll
+  for (int i = 0; i < DIM / 8; i++)
+#pragma unroll
+    for (int e = 0; e < 4; e++) acc[i][e] = 0.f;
+
+  for (u32 pos = begin, buffer = 0; pos < end; pos += TILE, buffer ^= 1) {
+    if (pos + TILE < end) load(pos + TILE, buffer ^ 1);
+    copy_commit();
+    copy_wait<1>();
+    block_sync();
+    float s[TILE / 8][4];
+#pragma unroll
+    for (int i = 0; i < TILE / 8; i++)
+#pragma unroll
+      for (int e = 0; e < 4; e++) s[i][e] = 0.f;
+#pragma unroll
+    for (int k = 0; k < DIM / 16; k++)
+#pragma unroll
+      for (int i = 0; i < TILE / 8; i += 2) {
+        u32 b[4];
+        load_matrices(b, keys + buffer * TILE_BYTES + (i * 8 + lane % 8 + lane / 16 * 8) * PITCH + k * 32 + lane / 8 % 2 * 16);
+        T::mma(s[i], q[k], b[0], b[1]);
+        T::mma(s[i + 1], q[k], b[2], b[3]);
+      }
+    // Scores → numerators, with the running maximum. Only tiles at the border of what is seen need the mask.
+    float higher[2] = {top[0], top[1]};
+    const bool inside = pos + TILE <= first_query + 1 && pos >= first_seen(a, a.start + last);
+#pragma unroll
+    for (int i = 0; i < TILE / 8; i++)
+#pragma unroll
+      for (int e = 0; e < 4; e++) {
+        u32 key = pos + i * 8 + t4 * 2 + e % 2, query = a.start + row0 + e / 2 * 8;
+        float x = s[i][e] * factor - tilt * (float)(int)(query - key);
+        bool seen = inside | (key <= query & key >= low[e / 2]);
+        s[i][e] = seen ? x : -infinity();
+        higher[e / 2] = larger(higher[e / 2], s[i][e]);
+      }
+    float base[2];
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      higher[h] = larger(higher[h], shuffle_xor(higher[h], 1));
+      higher[h] = larger(higher[h], shuffle_xor(higher[h], 2));
+      base[h] = higher[h] == -infinity() ? 0.f : higher[h];  // nothing seen so far
+      float shrink = exp2_fast(top[h] - base[h]);
+      top[h] = higher[h];
+      sum[h] *= shrink;
+#pragma unroll
+      for (int i = 0; i < DIM / 8; i++) {
+        acc[i][h * 2] *= shrink;
+        acc[i][h * 2 + 1] *= shrink;
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < TILE / 8; i++)
+#pragma unroll
+      for (int e = 0; e < 4; e++) {
+        s[i][e] = exp2_fast(s[i][e] - base[e / 2]);
+        sum[e / 2] += s[i][e];
+      }
+#pragma unroll
+    for (int k = 0; k < TILE / 16; k++) {
+      u32 p[4] = {T::pack(s[2 * k][0], s[2 * k][1]), T::pack(s[2 * k][2], s[2 * k][3]),
+                  T::pack(s[2 * k + 1][0], s[2 * k + 1][1]), T::pack(s[2 * k + 1][2], s[2 * k + 1][3])};
+#pragma unroll
+      for (int i = 0; i < DIM / 8; i += 2) {
+        u32 b[4];
+        load_matrices_transposed(b, values + buffer * TILE_BYTES + (k * 16 + lane % 16) * PITCH + (i + lane / 16) * 16);
+        T::mma(acc[i], p, b[0], b[1]);
+        T::mma(acc[i + 1], p, b[2], b[3]);
+      }
+    }
+    block_sync();
+  }
+
+#pragma unroll
+  for (int h = 0; h < 2; h++) {
+    sum[h] += shuffle_xor(sum[h], 1);
+    sum[h] += shuffle_xor(sum[h], 2);
+    u32 row = row0 + h * 8;
+    float inverse = sum[h] > 0.f ? 1.f / sum[h] : 0.f;
+    if (row < a.n)
+#pragma unroll
+      for (int i = 0; i < DIM / 8; i++) {
+        float *to = a.out + ((u64)row * a.heads + head) * DIM + i * 8 + t4 * 2;
+        to[0] = acc[i][h * 2] * inverse;
+        to[1] = acc[i][h * 2 + 1] * inverse;
+      }
+  }
+}
+#define PREFILL(DIM, TILE)                                                                                        \
+  KERNEL __launch_bounds__(128) attend_prefill_f16_##DIM(const Attend a) { prefill<F16, DIM, TILE>(a); }          \
+  KERNEL __launch_bounds__(128) attend_prefill_bf16_##DIM(const Attend a) { prefill<BF16, DIM, TILE>(a); }
+PREFILL(64, 64)
+PREFILL(80, 64)
+PREFILL(96, 64)
+PREFILL(128, 64)
+PREFILL(256, 32)

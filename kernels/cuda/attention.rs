@@ -1,0 +1,181 @@
+//! Attention over a cache of pages: which kernel, how many chunks, how much scratch memory.
+
+use super::{Args, Element, Launch, rows};
+
+/// Positions in one page of the cache.
+pub const PAGE: usize = 64;
+
+/// Positions that one block of the decode kernel takes. Chunks begin at multiples of it, so a result does not depend
+/// on how a prompt was cut.
+pub const CHUNK: usize = 256;
+
+/// Head widths that the tensor-core kernel exists for.
+const PREFILL_DIMS: [usize; 5] = [64, 80, 96, 128, 256];
+
+/// Fewest queries for which the tensor-core kernel is worth its half-empty tiles.
+const MIN_PREFILL: usize = 9;
+
+/// Bytes of a page: keys `[n_kv_heads, PAGE, head_dim]`, then values.
+#[must_use]
+pub fn page_bytes(element: Element, n_kv_heads: usize, head_dim: usize) -> usize {
+    2 * n_kv_heads * PAGE * head_dim * element.bytes()
+}
+
+/// Stores `n` keys and values `[n, n_kv_heads, head_dim]` f32 of the positions from `start` on. `pages` are addresses,
+/// u64, one for each [`PAGE`] positions from 0 on.
+#[must_use]
+pub fn store(
+    element: Element,
+    pages: u64,
+    [k, v]: [u64; 2],
+    heads: [usize; 2],
+    [start, n]: [usize; 2],
+) -> Launch {
+    let [n_kv_heads, head_dim] = heads;
+    let kernel = element.pick("store_f32", "store_f16", "store_bf16");
+    let args = Args::new().ptr(pages).ptr(k).ptr(v).u32(n_kv_heads).u32(head_dim).u32(start);
+    rows(kernel, n_kv_heads * head_dim, n, args)
+}
+
+/// Attention of `n` queries at the positions from `start` on.
+#[derive(Debug, Clone, Copy)]
+pub struct AttendArgs {
+    /// Type of the cached elements.
+    pub element: Element,
+    /// Address of the page addresses, as for [`store`].
+    pub pages: u64,
+    /// Address of the queries `[n, n_heads, head_dim]` f32.
+    pub q: u64,
+    /// Address of the result, of the same shape.
+    pub out: u64,
+    /// Address of the ALiBi slopes `[n_heads]` f32, or 0.
+    pub slopes: u64,
+    /// Address of [`partial_len`] f32.
+    pub partial: u64,
+    /// Query heads; a multiple of `n_kv_heads`.
+    pub n_heads: usize,
+    /// Key/value heads.
+    pub n_kv_heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// Queries.
+    pub n: usize,
+    /// Position of the first.
+    pub start: usize,
+    /// Positions seen, the own one included.
+    pub window: Option<usize>,
+    /// Scores are multiplied by this.
+    pub scale: f32,
+    /// Scores are squashed to plus or minus this.
+    pub softcap: Option<f32>,
+}
+
+impl AttendArgs {
+    /// Whether the tensor-core kernel can take this.
+    fn tensor_cores(&self) -> bool {
+        let width = PREFILL_DIMS.contains(&self.head_dim);
+        self.n >= MIN_PREFILL && width && self.element != Element::F32 && self.softcap.is_none()
+    }
+
+    /// First chunk that some query sees, and the number of chunks from there on.
+    fn chunks(&self) -> (usize, usize) {
+        let first = self.window.map_or(0, |w| (self.start + 1).saturating_sub(w)) / CHUNK;
+        (first, (self.start + self.n).div_ceil(CHUNK) - first)
+    }
+
+    fn structure(&self) -> Args {
+        let addresses = Args::new().ptr(self.pages).ptr(self.q).ptr(self.out).ptr(self.slopes);
+        let heads = addresses.u32(self.n_heads).u32(self.n_kv_heads).u32(self.head_dim);
+        let queries = heads.u32(self.n).u32(self.start).u32(self.window.unwrap_or(0));
+        Args::new().structure(&queries.f32(self.scale).f32(self.softcap.unwrap_or(0.0)))
+    }
+}
+
+/// Elements of scratch memory for [`attend`], f32; 0 where it needs none.
+#[must_use]
+pub fn partial_len(a: &AttendArgs) -> usize {
+    if a.tensor_cores() { 0 } else { a.n * a.n_heads * a.chunks().1 * (a.head_dim + 2) }
+}
+
+/// Attention over the cache.
+///
+/// # Panics
+///
+/// If `head_dim` is 0 or above 256, or the heads do not form groups.
+#[must_use]
+pub fn attend(a: &AttendArgs) -> Vec<Launch> {
+    assert!((1..=256).contains(&a.head_dim), "attend: heads of {} elements", a.head_dim);
+    assert!(
+        a.n_kv_heads > 0 && a.n_heads.is_multiple_of(a.n_kv_heads),
+        "attend: {} heads",
+        a.n_heads
+    );
+    if a.tensor_cores() {
+        return vec![prefill(a)];
+    }
+    let (first, chunks) = a.chunks();
+    let merge = Args::new().ptr(a.partial).ptr(a.out).u32(chunks).u32(a.head_dim);
+    let rows = (a.n * a.n_heads) as u32;
+    vec![
+        decode(a, first, chunks),
+        Launch { kernel: "attend_merge", grid: [rows, 1, 1], block: 128, shared: 0, args: merge },
+    ]
+}
+
+/// Blocks for each chunk, for each slice of heads that share a key/value head, and for each query.
+fn decode(a: &AttendArgs, first: usize, chunks: usize) -> Launch {
+    let kernels = match a.element {
+        Element::F32 => [
+            "attend_decode_f32_1",
+            "attend_decode_f32_2",
+            "attend_decode_f32_4",
+            "attend_decode_f32_8",
+        ],
+        Element::F16 => [
+            "attend_decode_f16_1",
+            "attend_decode_f16_2",
+            "attend_decode_f16_4",
+            "attend_decode_f16_8",
+        ],
+        Element::Bf16 => [
+            "attend_decode_bf16_1",
+            "attend_decode_bf16_2",
+            "attend_decode_bf16_4",
+            "attend_decode_bf16_8",
+        ],
+    };
+    let group = a.n_heads / a.n_kv_heads;
+    let heads = group.next_power_of_two().min(8);
+    let pieces = a.head_dim.div_ceil(8);
+    // Queries, scores, and the sums of the threads that share a piece of a head.
+    let floats = heads * (pieces * 8 + CHUNK + 128 / pieces * pieces * 8);
+    let grid = [chunks as u32, (a.n_kv_heads * group.div_ceil(heads)) as u32, a.n as u32];
+    let args = a.structure().ptr(a.partial).u32(first);
+    Launch {
+        kernel: kernels[heads.ilog2() as usize],
+        grid,
+        block: 128,
+        shared: 4 * floats as u32,
+        args,
+    }
+}
+
+fn prefill(a: &AttendArgs) -> Launch {
+    let kernels = match (a.element, a.head_dim) {
+        (_, 64) => ["attend_prefill_f16_64", "attend_prefill_bf16_64"],
+        (_, 80) => ["attend_prefill_f16_80", "attend_prefill_bf16_80"],
+        (_, 96) => ["attend_prefill_f16_96", "attend_prefill_bf16_96"],
+        (_, 128) => ["attend_prefill_f16_128", "attend_prefill_bf16_128"],
+        (_, _) => ["attend_prefill_f16_256", "attend_prefill_bf16_256"],
+    };
+    let kernel = a.element.pick("", kernels[0], kernels[1]);
+    let tile = if a.head_dim > 128 { 32 } else { 64 };
+    let shared = 4 * tile * (2 * a.head_dim as u32 + 16);
+    Launch {
+        kernel,
+        grid: [(a.n as u32).div_ceil(64), a.n_heads as u32, 1],
+        block: 128,
+        shared,
+        args: a.structure(),
+    }
+}

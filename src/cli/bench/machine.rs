@@ -1,0 +1,65 @@
+//! The machine under test: its name, its settings, and how fast it reads memory.
+
+use std::hint::black_box;
+use std::time::Instant;
+
+/// What bounds and describes a measurement.
+pub(super) struct Machine {
+    pub(super) cpu: String,
+    pub(super) governor: String,
+    /// Bytes per second that all threads together read.
+    pub(super) bandwidth: f64,
+}
+
+/// Bytes that are read for the measurement: far more than any cache holds.
+const BUFFER: usize = 512 << 20;
+
+impl Machine {
+    /// Describes this machine, and reads memory with `threads` threads: the best of five passes.
+    pub(super) fn measure(threads: usize) -> Self {
+        let buffer = vec![1u64; BUFFER / 8];
+        let pass = || {
+            let start = Instant::now();
+            std::thread::scope(|scope| {
+                for part in buffer.chunks(buffer.len().div_ceil(threads)) {
+                    scope.spawn(move || black_box(sum(part)));
+                }
+            });
+            BUFFER as f64 / start.elapsed().as_secs_f64()
+        };
+        let bandwidth = (0..5).map(|_| pass()).fold(0.0, f64::max);
+        Self { cpu: cpu_name(), governor: governor(), bandwidth }
+    }
+}
+
+/// Eight sums at once, so that memory and not the addition is the bound.
+fn sum(part: &[u64]) -> u64 {
+    let (eights, rest) = part.as_chunks::<8>();
+    let mut sums = [0u64; 8];
+    for eight in eights {
+        for (sum, x) in sums.iter_mut().zip(eight) {
+            *sum = sum.wrapping_add(*x);
+        }
+    }
+    sums.iter().chain(rest).fold(0, |a, b| a.wrapping_add(*b))
+}
+
+fn cpu_name() -> String {
+    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let name = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
+    name.map_or_else(|| std::env::consts::ARCH.to_owned(), |(_, name)| name.trim().to_owned())
+}
+
+fn governor() -> String {
+    let path = "/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor";
+    std::fs::read_to_string(path)
+        .map_or_else(|_| "unknown".to_owned(), |text| text.trim().to_owned())
+}
+
+/// The most memory that this process has used, in bytes, where the system tells.
+pub(super) fn peak_rss() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
+    let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    Some(kib * 1024)
+}

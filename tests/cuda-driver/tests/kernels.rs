@@ -1,0 +1,320 @@
+//! Every committed CUDA kernel, with every shape and type of the shared table, on the emulated device, against the
+//! reference. The device checks each access meanwhile.
+
+#[path = "common/attention.rs"]
+mod attention;
+mod common;
+
+use attention::Setup;
+use common::{ELEMENTS, Gpu, rounded};
+use tramontane_kernels::cases::{
+    ATTENTION, AttentionCase, MATMUL, MatmulCase, Numbers, assert_close,
+};
+use tramontane_kernels::cpu::elementwise::{Activation, Rope, RopeStyle};
+use tramontane_kernels::cuda::{self, Element, Matmul, Norm, TopScratch};
+use tramontane_kernels::reference;
+
+/// Largest difference, for the report that `--nocapture` shows.
+fn error(got: &[f32], want: &[f32]) -> f32 {
+    got.iter().zip(want).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+}
+
+fn matmul_on(gpu: &Gpu<'_>, case: MatmulCase, element: Element) -> (Vec<f32>, Vec<f32>, f32) {
+    let mut numbers = Numbers::new(case.seed());
+    let w = rounded(element, &numbers.normal(case.rows * case.cols));
+    let x = numbers.normal(case.n * case.cols);
+    let mut want = vec![0.0; case.n * case.rows];
+    reference::matmul(&w, case.rows, case.cols, &x, &mut want);
+    let at = gpu.floats(&x);
+    let bytes = cuda::rounded_bytes(element, case.n, case.cols);
+    let half = gpu.empty(bytes);
+    let mut tolerance = case.tolerance();
+    if bytes > 0 {
+        gpu.run(&[cuda::round(element, at, half, case.n * case.cols)]);
+        // Inputs lose half a unit of 11 or 8 bits; the errors of a row add up like a random walk.
+        let unit = if element == Element::F16 { 1.0 / 2048.0 } else { 1.0 / 256.0 };
+        tolerance += 5.0 * unit * (case.cols as f32).sqrt();
+    }
+    let out = gpu.empty(4 * want.len());
+    let w = gpu.elements(element, &w);
+    let m = Matmul {
+        element,
+        w,
+        x: at,
+        rounded: half,
+        out,
+        n: case.n,
+        rows: case.rows,
+        cols: case.cols,
+    };
+    gpu.run(&cuda::matmul(&m));
+    (gpu.read(out, want.len()), want, tolerance)
+}
+
+#[test]
+fn matmul_agrees_with_the_reference() {
+    // Tiles that are full and tiles that are not, deeper than the pipeline and shallower.
+    let more =
+        [(9, 128, 8), (64, 128, 96), (65, 129, 40), (100, 300, 136), (12, 5, 12), (8, 9, 24)];
+    let more = more.map(|(n, rows, cols)| MatmulCase { n, rows, cols });
+    for element in ELEMENTS {
+        let mut worst = 0.0f32;
+        for &case in MATMUL.iter().chain(&more) {
+            let (got, want, tolerance) = matmul_on(&Gpu::new(), case, element);
+            assert_close(&got, &want, tolerance, &format!("{case:?} {element:?}"));
+            worst = worst.max(error(&got, &want));
+        }
+        println!("matmul {element:?}: max error {worst:e}");
+    }
+}
+
+/// Widths that the tensor-core kernel exists for, around its tiles and with each option.
+fn prefill_cases() -> Vec<AttentionCase> {
+    let case = |n, start, n_heads, n_kv_heads, dim| AttentionCase {
+        n,
+        start,
+        n_heads,
+        n_kv_heads,
+        k_dim: dim,
+        v_dim: dim,
+        window: None,
+        softcap: None,
+        alibi: false,
+    };
+    let mut cases = vec![
+        case(9, 0, 1, 1, 64),
+        case(64, 0, 2, 1, 64),
+        case(65, 63, 2, 2, 64),
+        case(130, 70, 2, 1, 80),
+        case(70, 0, 1, 1, 96),
+        case(100, 33, 4, 2, 128),
+        case(40, 100, 1, 1, 256),
+        // Few queries of wide heads: the decode kernel, also with more heads in a group than it takes at once.
+        case(1, 300, 8, 1, 128),
+        case(2, 250, 20, 2, 80),
+        case(1, 90, 3, 1, 256),
+    ];
+    cases.push(AttentionCase { window: Some(20), ..case(80, 100, 2, 1, 64) });
+    cases.push(AttentionCase { window: Some(64), ..case(64, 128, 1, 1, 128) });
+    cases.push(AttentionCase { window: Some(300), ..case(1, 900, 4, 1, 128) });
+    cases.push(AttentionCase { alibi: true, ..case(33, 50, 2, 1, 64) });
+    cases.push(AttentionCase { softcap: Some(4.0), ..case(12, 50, 2, 1, 64) });
+    cases
+}
+
+#[test]
+fn attention_agrees_with_the_reference() {
+    // The cache has one head width: keys and values of different widths run on the CPU.
+    let table = ATTENTION.iter().copied().filter(|c| c.k_dim == c.v_dim);
+    let cases: Vec<_> = table.chain(prefill_cases()).collect();
+    for element in ELEMENTS {
+        let mut worst = 0.0f32;
+        for &case in &cases {
+            let setup = Setup::new(case, element);
+            let got =
+                setup.try_run(&Gpu::new()).unwrap_or_else(|e| panic!("{case:?} {element:?}: {e}"));
+            assert_close(&got, &setup.want, setup.tolerance(), &format!("{case:?} {element:?}"));
+            worst = worst.max(error(&got, &setup.want));
+        }
+        println!("attention {element:?}: max error {worst:e}");
+    }
+}
+
+#[test]
+fn tokens_give_the_same_bits_alone_and_together() {
+    // Decode chunks begin at fixed positions, so it does not matter how a prompt was cut.
+    let case = AttentionCase { n: 6, start: 253, window: Some(255), ..ATTENTION[7] };
+    let setup = Setup::new(case, Element::F16);
+    let together = setup.try_run(&Gpu::new()).unwrap();
+    let alone: Vec<f32> = (0..6).flat_map(|t| setup.try_part(&Gpu::new(), t, 1).unwrap()).collect();
+    assert_eq!(together, alone);
+}
+
+#[test]
+fn norms_agree_with_the_reference() {
+    let gpu = Gpu::new();
+    for (n, width) in [(1, 1), (3, 64), (2, 255), (2, 257), (5, 1000)] {
+        let mut numbers = Numbers::new(width as u64);
+        let (x, add) = (numbers.normal(n * width), numbers.normal(n * width));
+        let (weight, bias) = (numbers.normal(width), numbers.normal(width));
+        let sum: Vec<f32> = x.iter().zip(&add).map(|(a, b)| a + b).collect();
+        for (centred, with_bias, with_add) in
+            [(false, false, false), (false, false, true), (true, true, false), (true, false, true)]
+        {
+            let input = if with_add { &sum } else { &x };
+            let mut want = vec![0.0; n * width];
+            if centred {
+                reference::layer_norm(input, &weight, with_bias.then_some(&bias), 1e-5, &mut want);
+            } else {
+                reference::rms_norm(input, &weight, 1e-5, &mut want);
+            }
+            let bias = if with_bias { gpu.floats(&bias) } else { 0 };
+            let norm = Norm { weight: gpu.floats(&weight), bias, width, eps: 1e-5, centred };
+            let (at, out) = (gpu.floats(&x), gpu.empty(4 * n * width));
+            let add = if with_add { gpu.floats(&add) } else { 0 };
+            gpu.run(&[cuda::norm(&norm, add, at, out, n)]);
+            assert_close(
+                &gpu.read(out, n * width),
+                &want,
+                2e-5,
+                &format!("{n} rows of {width}, centred {centred}"),
+            );
+            assert_close(&gpu.read(at, n * width), input, 0.0, "the residual stream");
+            if !with_add {
+                gpu.run(&[cuda::norm(&norm, 0, at, at, n)]);
+                assert_close(&gpu.read(at, n * width), &want, 2e-5, "in place");
+            }
+        }
+    }
+}
+
+#[test]
+fn rotations_agree_with_the_reference() {
+    let gpu = Gpu::new();
+    for style in [RopeStyle::Halves, RopeStyle::Interleaved] {
+        for (n, n_heads, head_dim, offset, rotary_dim) in
+            [(1, 1, 2, 0, 2), (3, 4, 16, 0, 16), (5, 3, 24, 8, 12), (2, 8, 128, 0, 64)]
+        {
+            let rope = Rope { n_heads, head_dim, offset, rotary_dim, style };
+            let mut numbers = Numbers::new(head_dim as u64);
+            let angles = numbers.normal(n * rotary_dim / 2);
+            let (cos, sin): (Vec<f32>, Vec<f32>) =
+                angles.iter().map(|a| (a.cos(), a.sin())).unzip();
+            let mut x = numbers.normal(n * n_heads * head_dim);
+            let at = gpu.floats(&x);
+            gpu.run(&[cuda::rotate(&rope, gpu.floats(&cos), gpu.floats(&sin), at, n)]);
+            reference::rope(&rope, &cos, &sin, &mut x);
+            assert_close(&gpu.read(at, x.len()), &x, 1e-6, &format!("{rope:?}"));
+        }
+    }
+}
+
+#[test]
+fn activations_agree_with_the_reference() {
+    let gpu = Gpu::new();
+    let mut x: Vec<f32> = (-4000..4000).map(|i| i as f32 / 160.0).collect();
+    x.extend([0.0, -0.0, 1e-20, -1e-20, 90.0, -90.0, 1e4, -1e4, f32::INFINITY]);
+    let up = Numbers::new(1).normal(x.len());
+    for act in [
+        Activation::Silu,
+        Activation::Gelu,
+        Activation::GeluTanh,
+        Activation::Relu,
+        Activation::ReluSquared,
+    ] {
+        let want: Vec<f32> = x.iter().map(|&v| reference::activation(act, v)).collect();
+        let at = gpu.floats(&x);
+        gpu.run(&[cuda::activate(act, at, x.len())]);
+        let got = gpu.read(at, x.len());
+        for ((got, want), x) in got.iter().zip(&want).zip(&x) {
+            let close =
+                (got - want).abs() <= 4e-7 * (1.0 + x.abs()) + 3e-7 * want.abs() || got == want;
+            assert!(close, "{act:?}({x}) = {got}, expected {want}");
+        }
+        let at = gpu.floats(&x);
+        gpu.run(&[cuda::gate(act, gpu.floats(&up), at, x.len())]);
+        for (i, gated) in gpu.read(at, x.len()).iter().enumerate() {
+            assert!(
+                (gated - got[i] * up[i]).abs() <= 1e-6 * gated.abs() || *gated == got[i] * up[i],
+                "{act:?} {i}"
+            );
+        }
+    }
+}
+
+#[test]
+fn rows_are_found_added_scaled_and_scattered() {
+    let gpu = Gpu::new();
+    let mut numbers = Numbers::new(3);
+    for width in [1, 64, 300] {
+        let table = numbers.normal(7 * width);
+        let ids = [6u32, 0, 3];
+        for element in ELEMENTS {
+            let x = gpu.empty(12 * width);
+            gpu.run(&[cuda::embed(
+                element,
+                gpu.elements(element, &table),
+                gpu.indices(&ids),
+                x,
+                3,
+                width,
+            )]);
+            let want: Vec<f32> = ids
+                .iter()
+                .flat_map(|&i| rounded(element, &table[i as usize * width..][..width]))
+                .collect();
+            assert_eq!(gpu.read(x, 3 * width), want);
+        }
+        let (x, y, factors) =
+            (numbers.normal(7 * width), numbers.normal(3 * width), [0.5, -2.0, 3.0]);
+        let out = gpu.empty(12 * width);
+        gpu.run(&[cuda::gather(gpu.floats(&x), gpu.indices(&ids), out, width, 3)]);
+        let want: Vec<f32> =
+            ids.iter().flat_map(|&i| x[i as usize * width..][..width].to_vec()).collect();
+        assert_eq!(gpu.read(out, 3 * width), want);
+
+        let at = gpu.floats(&x);
+        gpu.run(&[cuda::scatter_add(
+            gpu.floats(&y),
+            gpu.indices(&ids),
+            gpu.floats(&factors),
+            at,
+            width,
+            3,
+        )]);
+        let mut want = x.clone();
+        for (i, &row) in ids.iter().enumerate() {
+            (0..width)
+                .for_each(|d| want[row as usize * width + d] += factors[i] * y[i * width + d]);
+        }
+        assert_close(&gpu.read(at, x.len()), &want, 1e-6, "scatter_add");
+
+        let at = gpu.floats(&y);
+        gpu.run(&[
+            cuda::add_bias(gpu.floats(&x), at, width, 3),
+            cuda::scale_rows(gpu.floats(&factors), at, width, 3),
+        ]);
+        let want: Vec<f32> =
+            (0..3 * width).map(|i| (y[i] + x[i % width]) * factors[i / width]).collect();
+        assert_close(&gpu.read(at, y.len()), &want, 1e-6, "add_bias, scale_rows");
+
+        let at = gpu.floats(&y);
+        gpu.run(&[cuda::add(gpu.floats(&x), at, y.len())]);
+        let want: Vec<f32> = y.iter().zip(&x).map(|(a, b)| a + b).collect();
+        assert_eq!(gpu.read(at, y.len()), want);
+    }
+}
+
+#[test]
+fn the_largest_values_come_first() {
+    let gpu = Gpu::new();
+    for (n, k) in [(1, 1), (5, 5), (1000, 40), (1024, 256), (1025, 1), (5000, 50), (32000, 1)] {
+        let mut values = Numbers::new(n as u64).normal(n);
+        values[n / 2] = values[n - 1];
+        let room = 4 * cuda::top_len(n, k);
+        let scratch = TopScratch {
+            values: [gpu.empty(room), gpu.empty(room)],
+            indices: [gpu.empty(room), gpu.empty(room)],
+        };
+        let (launches, side) = cuda::top(gpu.floats(&values), n, k, &scratch);
+        gpu.run(&launches);
+        let mut order: Vec<usize> = (0..n).collect();
+        order.sort_by(|&a, &b| values[b].total_cmp(&values[a]).then(a.cmp(&b)));
+        let want: Vec<f32> = order[..k].iter().map(|&i| values[i]).collect();
+        assert_eq!(gpu.read(scratch.values[side], k), want, "{k} of {n}");
+        let indices: Vec<usize> =
+            gpu.read(scratch.indices[side], k).iter().map(|x| x.to_bits() as usize).collect();
+        assert_eq!(indices, order[..k], "{k} of {n}");
+    }
+}
+
+#[test]
+fn every_kernel_that_ships_is_tested_here() {
+    // The names in the table of resources are those in the PTX; the tests above launch by these names.
+    let resources = include_str!("../../../kernels/cuda/RESOURCES.md");
+    for kernel in cuda::kernels() {
+        assert!(resources.contains(&format!("| {kernel} |")), "{kernel} is not in RESOURCES.md");
+        let text = cuda::ptx(kernel).unwrap();
+        assert_eq!(emulated_cuda::load_module(&text).unwrap().len(), 1, "{kernel}");
+    }
+}
