@@ -11,6 +11,7 @@
 //!    [`memory`] tells beforehand what it needs.
 //! 4. [`tokenizer`] turns text into ids and back, [`chat`] a conversation into a prompt.
 //! 5. [`mod@generate`] runs prefill and decode over a [`cache`], and [`sample`] chooses each id.
+//! 6. [`eval`] measures perplexity, and how far a format is from another.
 //!
 //! # A first text
 //!
@@ -38,6 +39,7 @@ pub mod cache;
 pub mod chat;
 pub mod checkpoint;
 pub mod error;
+pub mod eval;
 pub mod files;
 pub mod generate;
 pub mod hub;

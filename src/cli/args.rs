@@ -12,7 +12,7 @@ use tramontane::{Error, Format, KvFormat, LoadOptions, Model};
 use super::talk::{self, LoadBar};
 
 /// Which model, and how it runs.
-#[derive(clap::Args)]
+#[derive(Clone, clap::Args)]
 pub(super) struct ModelArgs {
     /// Model: a folder, a *.safetensors file, or organisation/name[@revision]; nothing for the built-in one
     #[arg(short, long, env = "TRAMONTANE_MODEL", value_name = "MODEL")]

@@ -7,6 +7,7 @@ mod bench;
 mod chat;
 mod completions;
 mod doctor;
+mod eval;
 mod generate;
 mod inspect;
 mod logits;
@@ -52,6 +53,8 @@ enum Command {
     Chat(chat::Args),
     /// Measure tokens per second
     Bench(bench::Args),
+    /// Measure perplexity on a text
+    Eval(eval::Args),
     /// Write the logits of given token ids to a file
     Logits(logits::Args),
     /// Show what a model is: shapes, parameters, memory
@@ -74,6 +77,7 @@ pub(crate) fn run() -> Result<ExitCode> {
         Command::Generate(args) => generate::run(args),
         Command::Chat(args) => chat::run(args),
         Command::Bench(args) => bench::run(args),
+        Command::Eval(args) => eval::run(args),
         Command::Logits(args) => logits::run(args),
         Command::Inspect(args) => inspect::run(args),
         Command::Tokenize(args) => tokenize::run(args),

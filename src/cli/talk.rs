@@ -118,3 +118,28 @@ impl CountBar {
         self.0.finish_and_clear();
     }
 }
+
+/// A progress bar for tokens, drawn on a terminal once their number is known.
+pub(super) struct TokenBar {
+    show: bool,
+    bar: OnceLock<CountBar>,
+}
+
+impl TokenBar {
+    /// A bar that is drawn on a terminal, if `show`.
+    pub(super) fn new(show: bool) -> Self {
+        Self { show, bar: OnceLock::new() }
+    }
+
+    /// `done` of `all` tokens are done.
+    pub(super) fn set(&self, done: usize, all: usize) {
+        self.bar.get_or_init(|| CountBar::new(self.show, all as u64)).0.set_position(done as u64);
+    }
+
+    /// Removes the bar.
+    pub(super) fn done(&self) {
+        if let Some(bar) = self.bar.get() {
+            bar.done();
+        }
+    }
+}
