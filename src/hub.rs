@@ -97,7 +97,10 @@ impl ModelRef {
                     .at(text)
                     .hint("a folder with config.json and *.safetensors, or org/name on the hub"))
             }
-            Err(_) => on_the_hub(text),
+            Err(_) => {
+                let (repo, revision) = parse_name(text)?;
+                Ok(Self::Hub { repo, revision })
+            }
         }
     }
 
@@ -196,8 +199,16 @@ fn looks_like_a_path(text: &str) -> bool {
         || Path::new(text).is_absolute()
 }
 
-fn on_the_hub(text: &str) -> Result<ModelRef> {
+/// Reads the name of a model on the hub, `org/name[@revision]`: the repository and the revision.
+///
+/// # Errors
+///
+/// If the text cannot be such a name.
+pub fn parse_name(text: &str) -> Result<(String, String)> {
     let (repo, revision) = text.split_once('@').unwrap_or((text, DEFAULT_REVISION));
+    if repo == BUILT_IN {
+        return Err(Error::bad_input(format!("`{BUILT_IN}` is built in, not on the hub")));
+    }
     if !repo.contains('/') {
         return Err(Error::new(
             ErrorKind::NotFound,
@@ -207,7 +218,7 @@ fn on_the_hub(text: &str) -> Result<ModelRef> {
     }
     names::check_repo(repo)?;
     names::check_revision(revision)?;
-    Ok(ModelRef::Hub { repo: repo.to_owned(), revision: revision.to_owned() })
+    Ok((repo.to_owned(), revision.to_owned()))
 }
 
 #[cfg(test)]

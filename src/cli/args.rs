@@ -103,8 +103,9 @@ impl ModelArgs {
             hub,
             progress: Some(bar.clone()),
         };
-        let model = Model::load(self.model.as_deref().unwrap_or(""), &options)?;
+        let model = Model::load(self.model.as_deref().unwrap_or(""), &options);
         bar.done();
+        let model = model?;
         if !self.quiet {
             for warning in model.warnings() {
                 talk::say(&format!("warning: {warning}"));

@@ -7,10 +7,15 @@ mod bench;
 mod chat;
 mod completions;
 mod doctor;
+mod download;
 mod eval;
 mod generate;
 mod inspect;
+#[cfg(feature = "hub")]
+mod list;
 mod logits;
+#[cfg(feature = "hub")]
+mod pull;
 mod signals;
 mod talk;
 mod tokenize;
@@ -61,6 +66,12 @@ enum Command {
     Inspect(inspect::Args),
     /// Turn text into token ids, or ids into text
     Tokenize(tokenize::Args),
+    /// Download a model from the hub, or bring it up to date
+    #[cfg(feature = "hub")]
+    Pull(pull::Args),
+    /// List the models on this machine: built in, and in the cache of the hub
+    #[cfg(feature = "hub")]
+    List(list::Args),
     /// Check this machine: instructions, threads, memory, devices, caches
     Doctor(doctor::Args),
     /// Print a completion script for a shell
@@ -69,6 +80,7 @@ enum Command {
 
 /// Runs the command that the arguments name.
 pub(crate) fn run() -> Result<ExitCode> {
+    signals::exit_on_interrupt();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(e) => return usage(&e),
@@ -81,6 +93,10 @@ pub(crate) fn run() -> Result<ExitCode> {
         Command::Logits(args) => logits::run(args),
         Command::Inspect(args) => inspect::run(args),
         Command::Tokenize(args) => tokenize::run(args),
+        #[cfg(feature = "hub")]
+        Command::Pull(args) => pull::run(args),
+        #[cfg(feature = "hub")]
+        Command::List(args) => list::run(args),
         Command::Doctor(args) => doctor::run(args),
         Command::Completions(args) => completions::run(args, Cli::command()),
     }

@@ -1,17 +1,36 @@
-//! Ctrl-C: the first stops the generation, the second ends the program at once.
+//! Ctrl-C: the first stops the generation or the download, the second ends the program at once.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use signal_hook::consts::SIGINT;
 use tramontane::ErrorKind;
 use tramontane::generate::CancelToken;
 
+/// Whether SIGINT ends the program at once.
+static EXIT: OnceLock<Arc<AtomicBool>> = OnceLock::new();
+
+/// Lets SIGINT end the program with code 130 while there is nothing that could be stopped in an orderly way.
+///
+/// Nothing is lost by that: what is written is either whole or goes on from where it was.
+pub(super) fn exit_on_interrupt() {
+    let exit = EXIT.get_or_init(|| Arc::new(AtomicBool::new(true))).clone();
+    let code = i32::from(ErrorKind::Cancelled.exit_code());
+    // If it cannot be installed, SIGINT ends the program in the usual way.
+    let _ = signal_hook::flag::register_conditional_shutdown(SIGINT, code, exit);
+}
+
 /// Lets SIGINT cancel `token`; a second SIGINT while it is cancelled ends the program with code 130.
 ///
-/// Before this is called, SIGINT ends the program as usual. If the handlers cannot be installed, it stays so.
+/// If the handlers cannot be installed, SIGINT ends the program at once.
 pub(super) fn cancel_on_interrupt(token: &CancelToken) {
     let flag = token.flag();
     let code = i32::from(ErrorKind::Cancelled.exit_code());
     // The order matters: the shutdown looks at the flag before this signal sets it.
     if signal_hook::flag::register_conditional_shutdown(SIGINT, code, flag.clone()).is_ok() {
-        let _ = signal_hook::flag::register(SIGINT, flag);
+        let installed = signal_hook::flag::register(SIGINT, flag).is_ok();
+        if let (true, Some(exit)) = (installed, EXIT.get()) {
+            exit.store(false, Ordering::Relaxed);
+        }
     }
 }

@@ -6,8 +6,10 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
-use tramontane::generate::Summary;
+use tramontane::generate::{CancelToken, Summary};
 use tramontane::{LoadProgress, hub};
+
+use super::download::DownloadBar;
 
 /// Says a line.
 pub(super) fn say(line: &str) {
@@ -54,8 +56,10 @@ pub(super) fn speed(s: &Summary) -> String {
     )
 }
 
-/// A progress bar for loading that only appears when loading takes over a second.
+/// A progress bar for loading that only appears when loading takes over a second, after that of the download
+/// where there is one.
 pub(super) struct LoadBar {
+    download: DownloadBar,
     show: bool,
     start: Instant,
     bar: OnceLock<ProgressBar>,
@@ -64,21 +68,32 @@ pub(super) struct LoadBar {
 impl LoadBar {
     /// A bar that is drawn on a terminal, if `show`.
     pub(super) fn new(show: bool) -> Self {
-        Self { show: show && is_fancy(), start: Instant::now(), bar: OnceLock::new() }
+        Self {
+            download: DownloadBar::new(show, CancelToken::default()),
+            show: show && is_fancy(),
+            start: Instant::now(),
+            bar: OnceLock::new(),
+        }
     }
 
     /// Removes the bar.
     pub(super) fn done(&self) {
+        self.download.done();
         if let Some(bar) = self.bar.get() {
             bar.finish_and_clear();
         }
     }
 }
 
-impl hub::Progress for LoadBar {}
+impl hub::Progress for LoadBar {
+    fn event(&self, event: hub::Event<'_>) {
+        self.download.event(event);
+    }
+}
 
 impl LoadProgress for LoadBar {
     fn loaded(&self, done: u64, total: u64) {
+        self.download.done();
         if !self.show || self.start.elapsed() < Duration::from_secs(1) {
             return;
         }

@@ -149,6 +149,11 @@ fn root(options: &HubOptions) -> Result<&Path> {
     })
 }
 
+/// How a list of what is missing calls the tokenizer.
+///
+/// A model without one can run on token ids, but is seldom meant: it is asked for, and not insisted on.
+pub(super) const TOKENIZER: &str = "a tokenizer";
+
 /// What a snapshot lacks to be a model; nothing if it is one.
 ///
 /// Without `weights`, the configuration and the tokenizer are enough.
@@ -166,7 +171,7 @@ pub(super) fn missing(folder: &Path, weights: bool) -> Vec<String> {
         missing.push("config.json".to_owned());
     }
     if !choose::has_tokenizer(&names) {
-        missing.push("a tokenizer".to_owned());
+        missing.push(TOKENIZER.to_owned());
     }
     if weights {
         match choose::weights(&names) {

@@ -71,7 +71,10 @@ fn from_cache(repo: &str, revision: &str, options: &HubOptions) -> Result<Pulled
         return Err(not_cached(repo, revision, &["everything".to_owned()]));
     };
     let path = cache.snapshot(&commit);
-    let missing = cache::missing(&path, options.weights);
+    let mut missing = cache::missing(&path, options.weights);
+    if options.offline {
+        missing.retain(|name| name != cache::TOKENIZER);
+    }
     if !missing.is_empty() {
         return Err(not_cached(repo, revision, &missing));
     }
@@ -177,7 +180,8 @@ fn pull_with(
     }
     cache.write_ref(commit)?;
     let path = cache.snapshot(commit);
-    let missing = cache::missing(&path, options.weights);
+    let mut missing = cache::missing(&path, options.weights);
+    missing.retain(|name| name != cache::TOKENIZER);
     if !missing.is_empty() {
         let what = format!("`{repo}` is no whole model: it lacks {}", missing.join(", "));
         return Err(Error::not_supported(what).at(path.display()));
@@ -215,6 +219,10 @@ fn plan(session: &Session<'_>, info: &RepoInfo, subject: Subject<'_>) -> Result<
         })?;
         wanted(session, file, subject)
     };
+    if !names.iter().any(|name| matches!(*name, "config.json" | "params.json")) {
+        return Err(Error::not_supported("there is no config.json: this is not a language model")
+            .at(format!("{} on the hub", session.repo)));
+    }
     let mut plan = Plan { files: Vec::new(), transferred: 0 };
     let small = choose::small_files(&names);
     if session.options.weights {

@@ -27,6 +27,8 @@ pub(crate) struct Request {
     pub(crate) path: String,
     /// Names in lower case.
     pub(crate) headers: BTreeMap<String, String>,
+    /// How many bytes of the body were sent back.
+    sent: Arc<AtomicU64>,
 }
 
 impl Request {
@@ -79,7 +81,6 @@ struct State {
     version: Mutex<String>,
     log: Mutex<Vec<Request>>,
     bend: Mutex<Bend>,
-    sent: AtomicU64,
     ended: AtomicBool,
     hub: String,
     store: String,
@@ -101,7 +102,6 @@ impl FakeHub {
             version: Mutex::new("v1".to_owned()),
             log: Mutex::default(),
             bend: Mutex::new(Box::new(|_, answer| answer)),
-            sent: AtomicU64::new(0),
             ended: AtomicBool::new(false),
             hub: address(&hub),
             store: address(&store),
@@ -157,17 +157,23 @@ impl FakeHub {
     /// Answers truthfully again, and forgets what was asked.
     pub(crate) fn reset(&self) {
         self.bend(|_, answer| answer);
+        self.forget();
+    }
+
+    /// Forgets what was asked.
+    pub(crate) fn forget(&self) {
         self.state.log.lock().unwrap().clear();
-        self.state.sent.store(0, Ordering::SeqCst);
     }
 
     pub(crate) fn log(&self) -> Vec<Request> {
         self.state.log.lock().unwrap().clone()
     }
 
-    /// How many bytes of weights were sent since the last reset.
+    /// How many bytes of weights were sent for what was asked since the last reset.
     pub(crate) fn sent(&self) -> u64 {
-        self.state.sent.load(Ordering::SeqCst)
+        let log = self.state.log.lock().unwrap();
+        let store = log.iter().filter(|request| request.at == At::Store);
+        store.map(|request| request.sent.load(Ordering::SeqCst)).sum()
     }
 }
 
@@ -231,7 +237,7 @@ fn converse(stream: TcpStream, at: At, state: &State) -> std::io::Result<()> {
             At::Store => store_answer(&request, state),
         };
         let answer = (state.bend.lock().unwrap())(&request, truth);
-        if !send(&stream, &request, &answer, state)? {
+        if !send(&stream, &request, &answer)? {
             return Ok(());
         }
     }
@@ -252,7 +258,7 @@ fn read_request(reader: &mut BufReader<TcpStream>, at: At) -> std::io::Result<Op
         let Some((name, value)) = line.trim().split_once(':') else { break };
         headers.insert(name.to_lowercase(), value.trim().to_owned());
     }
-    Ok(Some(Request { at, method, path, headers }))
+    Ok(Some(Request { at, method, path, headers, sent: Arc::default() }))
 }
 
 fn hub_answer(request: &Request, state: &State) -> Answer {
@@ -326,12 +332,7 @@ fn store_answer(request: &Request, state: &State) -> Answer {
 }
 
 /// Sends an answer; false if the connection is over after it.
-fn send(
-    mut stream: &TcpStream,
-    request: &Request,
-    answer: &Answer,
-    state: &State,
-) -> std::io::Result<bool> {
+fn send(mut stream: &TcpStream, request: &Request, answer: &Answer) -> std::io::Result<bool> {
     std::thread::sleep(answer.silent);
     if answer.reset {
         return Ok(false);
@@ -350,9 +351,7 @@ fn send(
         let end = answer.cut.unwrap_or(usize::MAX).min(answer.body.len());
         for chunk in answer.body[..end].chunks(64 << 10) {
             stream.write_all(chunk)?;
-            if request.at == At::Store {
-                state.sent.fetch_add(chunk.len() as u64, Ordering::SeqCst);
-            }
+            request.sent.fetch_add(chunk.len() as u64, Ordering::SeqCst);
             std::thread::sleep(answer.pace);
         }
     }

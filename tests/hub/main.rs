@@ -2,6 +2,8 @@
 #![cfg(feature = "hub")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
+#[cfg(feature = "cli")]
+mod binary;
 mod cache;
 #[path = "../common/hub.rs"]
 mod fake;

@@ -78,8 +78,9 @@ fn a_model_that_is_no_model_is_refused() {
     s.hub.remove("model.safetensors");
     refused(s.pull(), ErrorKind::NotSupported, &["pickle", "pytorch_model.bin", REPO]);
     s.hub.put("model.safetensors", b"weights");
-    s.hub.remove("tokenizer.json");
-    refused(s.pull(), ErrorKind::NotSupported, &["lacks a tokenizer"]);
+    s.hub.remove("config.json");
+    refused(s.pull(), ErrorKind::NotSupported, &["no config.json", REPO]);
+    assert_eq!(s.hub.sent(), 0);
 }
 
 #[test]
