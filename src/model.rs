@@ -1,6 +1,6 @@
 //! A model that is ready to run: weights on a device, tokenizer, chat template and defaults.
 //!
-//! [`Model`] is immutable, `Send + Sync` and cheap to clone; every [`Session`](crate::generate::Session) and every
+//! [`Model`] is immutable, `Send + Sync` and cheap to clone; every [`Session`] and every
 //! [`KvCache`] made from it has its own state, so several can run at once.
 
 use std::collections::BTreeSet;
