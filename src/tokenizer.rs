@@ -272,6 +272,12 @@ impl Tokenizer {
         self.0.vocab.is_special(id)
     }
 
+    /// The ids of the tokens that structure a prompt: those that [`Self::encode`] never makes of text.
+    #[must_use]
+    pub fn control_ids(&self) -> &[u32] {
+        self.0.markers.ids()
+    }
+
     /// The largest id plus one. A model may have more rows than that: they are padding.
     #[must_use]
     pub fn vocab_size(&self) -> usize {

@@ -38,6 +38,11 @@ impl Markers {
         Ok(Self { finder, ids })
     }
 
+    /// The ids of the control tokens, each at least once.
+    pub(super) fn ids(&self) -> &[u32] {
+        &self.ids
+    }
+
     /// All control tokens in `text`, with their places.
     pub(super) fn find<'t>(
         &'t self,
