@@ -29,6 +29,9 @@ pub const MATMUL: &[MatmulCase] = &[
     matmul(64, 96, 64),
     matmul(65, 67, 520),
     matmul(33, 128, 1056),
+    matmul(1, 100, 700),
+    matmul(6, 32, 320),
+    matmul(260, 48, 300),
 ];
 
 const fn matmul(n: usize, rows: usize, cols: usize) -> MatmulCase {

@@ -59,8 +59,15 @@ impl<'a> Matrix<'a> {
     /// # Panics
     /// When there is no such row, or `out` does not have `cols` elements.
     pub fn row(&self, isa: Isa, row: usize, out: &mut [f32]) {
+        assert_eq!(out.len(), self.cols, "elements of a row");
+        self.part_of_row(isa, row, 0, out);
+    }
+
+    /// Writes the elements of row `row` from column `from` on as f32 to `out`.
+    pub(crate) fn part_of_row(&self, isa: Isa, row: usize, from: usize, out: &mut [f32]) {
         assert!(row < self.rows, "row {row} of a matrix of {} rows", self.rows);
-        let range = row * self.cols..(row + 1) * self.cols;
+        assert!(from + out.len() <= self.cols, "columns of a row");
+        let range = row * self.cols + from..row * self.cols + from + out.len();
         match self.data {
             Dense::F32(data) => out.copy_from_slice(&data[range]),
             Dense::F16(data) => f16_to_f32(isa, &data[range], out),

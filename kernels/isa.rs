@@ -90,6 +90,24 @@ impl Isa {
         }
     }
 
+    /// Whether there are kernels that multiply integers.
+    pub(crate) fn has_integers(self) -> bool {
+        match self.0 {
+            Level::Portable(_) => false,
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2(_) => true,
+        }
+    }
+
+    /// The proof of AVX2, for kernels that are written for it alone.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn avx2(self) -> Option<Avx2> {
+        match self.0 {
+            Level::Portable(_) => None,
+            Level::Avx2(avx2) => Some(avx2),
+        }
+    }
+
     /// Runs a kernel that is written once for every instruction set, compiled for this one.
     #[inline]
     pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Output {

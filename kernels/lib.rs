@@ -16,6 +16,8 @@ pub mod cpu;
 pub mod cuda;
 pub mod formats;
 mod isa;
+pub mod memory;
+pub mod packed;
 mod platform;
 pub mod reference;
 mod threads;

@@ -1,7 +1,10 @@
 //! Every kernel in plain loops: the definition of right. Sums and functions are in f64.
 
+use half::{bf16, f16};
+
 use crate::cpu::attention::{Attention, BLOCK, Kv, KvView};
 use crate::cpu::elementwise::{Activation, Rope, RopeStyle};
+use crate::packed::{Format, PANEL, Packed};
 
 /// `out = x · wᵀ`, with `w` `[rows, cols]`, `x` `[n, cols]`, `out` `[n, rows]`.
 pub fn matmul(w: &[f32], rows: usize, cols: usize, x: &[f32], out: &mut [f32]) {
@@ -161,4 +164,56 @@ fn cached<'a>(
         Kv::F32(data) => f64::from(data[i]),
         Kv::F16(data) => data[i].to_f64(),
     }
+}
+
+/// Packed weights as f32, `[rows, cols]`, element by element from their bytes.
+pub fn unpack(w: &Packed) -> Vec<f32> {
+    let len = w.bytes().len() / w.rows().div_ceil(PANEL).max(1);
+    let element = |i: usize| {
+        let (row, col) = (i / w.cols(), i % w.cols());
+        let panel = &w.bytes()[row / PANEL * len..][..len];
+        unpack_element(w.format(), panel, row % PANEL, col)
+    };
+    (0..w.rows() * w.cols()).map(element).collect()
+}
+
+/// The weight of a row and column of a panel.
+fn unpack_element(format: Format, panel: &[u8], row: usize, col: usize) -> f32 {
+    let half = |place: usize| [panel[2 * place], panel[2 * place + 1]];
+    let word = |place: usize| std::array::from_fn(|i| panel[4 * place + i]);
+    match format {
+        Format::F32 => f32::from_le_bytes(word(PANEL * col + row)),
+        Format::F16 => f16::from_le_bytes(half(PANEL * col + row)).to_f32(),
+        // Row 0, row 8, row 1, row 9 …
+        Format::Bf16 => bf16::from_le_bytes(half(PANEL * col + row % 8 * 2 + row / 8)).to_f32(),
+        Format::Q8 => {
+            let group = col / 64 * (64 + 16 * 64);
+            let scale = f16::from_le_bytes(half((group + col / 32 % 2 * 32) / 2 + row));
+            let place = [0, 2, 1, 3][col % 4];
+            let value = panel[group + 64 + col % 64 / 4 * 64 + 4 * row + place] as i8;
+            f32::from(value) * scale.to_f32()
+        }
+        Format::Q4 => {
+            let group = 64 + col / 64 * (64 + 8 * 64);
+            let scale = panel[group + col / 32 % 2 * 32 + 2 * row + col / 16 % 2] as i8;
+            let byte = panel[group + 64 + col % 64 / 8 * 64 + 4 * row + col % 4];
+            let code = CODES[usize::from(byte >> (col / 4 % 2 * 4) & 15)];
+            (f32::from(code) * f32::from(scale)) * f32::from_le_bytes(word(row))
+        }
+    }
+}
+
+/// The values of the codes of [`Format::Q4`].
+pub const CODES: [i8; 16] = crate::cpu::quantized::CODES;
+
+/// Activations as the integer kernels see them: for each token and each 256 columns, whole multiples of their largest
+/// magnitude divided by `limit` (127 for q4, 32767 for q8).
+pub fn quantize(x: &[f32], cols: usize, limit: f32) -> Vec<f32> {
+    let mut out = x.to_vec();
+    for span in out.chunks_mut(cols.max(1)).flat_map(|row| row.chunks_mut(256)) {
+        let top = span.iter().fold(0.0_f32, |top, x| top.max(x.abs()));
+        let inverse = if top < 1e-30 { 0.0 } else { limit / top };
+        span.iter_mut().for_each(|x| *x = (*x * inverse).round_ties_even() * (top / limit));
+    }
+    out
 }

@@ -315,13 +315,18 @@ impl Kernel for Softmax<'_> {
 
 /// `x = act(x)`.
 pub fn activate(isa: Isa, pool: &Pool, act: Activation, x: &mut [f32]) {
-    by_rows(pool, 1, x, |_, x| match act {
+    by_rows(pool, 1, x, |_, x| activate_slice(isa, act, x));
+}
+
+/// `x = act(x)`, on this thread.
+pub(crate) fn activate_slice(isa: Isa, act: Activation, x: &mut [f32]) {
+    match act {
         Activation::Silu => isa.run(Map { x, f: Silu }),
         Activation::Gelu => isa.run(Map { x, f: Gelu }),
         Activation::GeluTanh => isa.run(Map { x, f: GeluTanh }),
         Activation::Relu => isa.run(Map { x, f: Relu }),
         Activation::ReluSquared => isa.run(Map { x, f: ReluSquared }),
-    });
+    }
 }
 
 /// `gate = act(gate) * up`: the middle of a gated MLP.

@@ -2,7 +2,14 @@
 
 pub mod attention;
 pub mod elementwise;
+pub(crate) mod floats;
+pub mod input;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod integers;
+pub mod linear;
 pub(crate) mod math;
 pub mod matmul;
+pub mod pack;
+pub(crate) mod quantized;
 pub(crate) mod shared;
 pub(crate) mod simd;

@@ -2,7 +2,9 @@
 //!
 //! A kernel is a struct with its arguments that implements [`Kernel`]; [`crate::Isa::run`] compiles its body once
 //! for each instruction set and picks at run time. Everything that a body calls must be `#[inline(always)]`, or it is
-//! compiled without the instructions (slow, never wrong).
+//! compiled without the instructions (a hundred times slower, never wrong). That goes for closures too: they may not be
+//! given to iterators that collect or sum, only to our own functions. A release build has it right when
+//! `nm` finds no function named `_mm256_…` in it.
 //!
 //! The token types ([`Portable`], [`Avx2`]) prove that the instructions are there: that is what makes the
 //! intrinsics below sound.
@@ -45,6 +47,14 @@ pub(crate) trait Simd: Copy {
     fn exp2_whole(self, n: Self::F) -> Self::F;
     fn load_f16(self, from: &[f16; LANES]) -> Self::F;
     fn load_bf16(self, from: &[bf16; LANES]) -> Self::F;
+    /// Eight little-endian f32.
+    fn load_f32_bytes(self, from: &[u8; 32]) -> Self::F;
+    /// Eight little-endian f16.
+    fn load_f16_bytes(self, from: &[u8; 16]) -> Self::F;
+    /// Sixteen little-endian bf16: those at even and those at odd places.
+    fn load_bf16_pairs(self, from: &[u8; 32]) -> [Self::F; 2];
+    /// Rounds to a whole number from -32 to 31 and looks it up: place 0 of the table is for -32. Any value for NaN.
+    fn nearest(self, v: Self::F, table: &[i8; 64]) -> Self::F;
     /// To the nearest, ties to even.
     fn store_f16(self, v: Self::F, to: &mut [f16; LANES]);
 
@@ -167,6 +177,29 @@ impl Simd for Portable {
         from.map(|x| f32::from_bits(u32::from(x.to_bits()) << 16))
     }
     #[inline(always)]
+    fn load_f32_bytes(self, from: &[u8; 32]) -> Self::F {
+        let (lanes, _) = from.as_chunks::<4>();
+        std::array::from_fn(|i| f32::from_le_bytes(lanes[i]))
+    }
+    #[inline(always)]
+    fn load_f16_bytes(self, from: &[u8; 16]) -> Self::F {
+        let (lanes, _) = from.as_chunks::<2>();
+        std::array::from_fn(|i| widen_f16(f16::from_le_bytes(lanes[i])))
+    }
+    #[inline(always)]
+    fn load_bf16_pairs(self, from: &[u8; 32]) -> [Self::F; 2] {
+        let (lanes, _) = from.as_chunks::<4>();
+        let bits: [_; LANES] = std::array::from_fn(|i| u32::from_le_bytes(lanes[i]));
+        [
+            bits.map(|bits| f32::from_bits(bits << 16)),
+            bits.map(|bits| f32::from_bits(bits & 0xffff_0000)),
+        ]
+    }
+    #[inline(always)]
+    fn nearest(self, v: Self::F, table: &[i8; 64]) -> Self::F {
+        self.round(v).map(|v| f32::from(table[((v + 32.0) as usize).min(63)]))
+    }
+    #[inline(always)]
     fn store_f16(self, v: Self::F, to: &mut [f16; LANES]) {
         *to = v.map(f16::from_f32_const);
     }
@@ -258,6 +291,32 @@ mod avx2 {
             load_bf16(from: &[bf16; LANES]) -> __m256 = {
                 let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.as_ptr().cast()));
                 _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
+            };
+            load_f32_bytes(from: &[u8; 32]) -> __m256 = _mm256_loadu_ps(from.as_ptr().cast());
+            load_f16_bytes(from: &[u8; 16]) -> __m256 =
+                _mm256_cvtph_ps(_mm_loadu_si128(from.as_ptr().cast()));
+            load_bf16_pairs(from: &[u8; 32]) -> [__m256; 2] = {
+                let pairs = _mm256_loadu_si256(from.as_ptr().cast());
+                let high = _mm256_and_si256(pairs, _mm256_set1_epi32(0xffff_0000_u32 as i32));
+                [_mm256_castsi256_ps(_mm256_slli_epi32::<16>(pairs)), _mm256_castsi256_ps(high)]
+            };
+            nearest(v: __m256, table: &[i8; 64]) -> __m256 = {
+                let inside = _mm256_min_ps(_mm256_max_ps(v, _mm256_set1_ps(-32.0)), _mm256_set1_ps(31.0));
+                let i = _mm256_add_epi32(_mm256_cvtps_epi32(inside), _mm256_set1_epi32(32));
+                // Four entries to a lane: bits 2 to 4 choose one of eight lanes, bit 5 the half of the table.
+                let quarter = _mm256_srli_epi32::<2>(i);
+                let low = _mm256_loadu_si256(table.as_ptr().cast());
+                let high = _mm256_loadu_si256(table.as_ptr().add(32).cast());
+                let four = _mm256_blendv_ps(
+                    _mm256_castsi256_ps(_mm256_permutevar8x32_epi32(low, quarter)),
+                    _mm256_castsi256_ps(_mm256_permutevar8x32_epi32(high, quarter)),
+                    _mm256_castsi256_ps(_mm256_slli_epi32::<26>(i)),
+                );
+                // Bits 0 and 1 choose the byte, which goes to the top of the lane and down again with its sign.
+                let three = _mm256_set1_epi32(3);
+                let shift = _mm256_slli_epi32::<3>(_mm256_andnot_si256(i, three));
+                let top = _mm256_sllv_epi32(_mm256_castps_si256(four), shift);
+                _mm256_cvtepi32_ps(_mm256_srai_epi32::<24>(top))
             };
             store_f16(v: __m256, to: &mut [f16; LANES]) -> () = _mm_storeu_si128(
                 to.as_mut_ptr().cast(),

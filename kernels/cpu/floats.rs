@@ -1,0 +1,222 @@
+//! Sums of products in f32: the inner loops for 16- and 32-bit weights, and for every format where there are no
+//! integer kernels.
+//!
+//! A tile of a prompt is 16 rows by 6 tokens: 12 vectors of sums, 2 of weights and 1 activation fill the 16 registers of
+//! AVX2, and 12 multiply-adds follow on 8 loads, so the loop runs at the speed of the multipliers. The weights of a
+//! span are widened once (16 KiB, they stay in the first-level cache) and serve all tokens. For few tokens the weights
+//! are widened in registers on the way, and each is read once from memory.
+
+use super::input::{Input, SPAN, TILE};
+use super::linear::Totals;
+use super::simd::{Kernel, Simd};
+use crate::packed::PANEL;
+
+/// A span of a panel in f32: for each column, the values of the rows.
+pub(crate) type Wide = [[f32; PANEL]; SPAN];
+
+/// A packed format whose panels can be widened to f32.
+pub(crate) trait Widen {
+    /// Writes the columns of a span of `panel` to the first places of `wide`.
+    fn widen<S: Simd>(s: S, panel: &[u8], span: usize, columns: usize, wide: &mut Wide);
+
+    /// The factors of the rows that `widen` leaves out.
+    #[inline(always)]
+    fn row_scales(_panel: &[u8]) -> Option<[f32; PANEL]> {
+        None
+    }
+}
+
+/// A packed format with one float for each weight.
+pub(crate) trait Floats {
+    /// The values of the rows in one column.
+    type Column: Copy;
+    fn columns(panel: &[u8]) -> &[Self::Column];
+    fn load<S: Simd>(s: S, column: &Self::Column) -> [S::F; 2];
+}
+
+/// [`crate::packed::Format::F32`]
+pub(crate) struct F32;
+/// [`crate::packed::Format::F16`]
+pub(crate) struct F16;
+/// [`crate::packed::Format::Bf16`]
+pub(crate) struct Bf16;
+
+impl Floats for F32 {
+    type Column = [[u8; 32]; 2];
+    #[inline(always)]
+    fn columns(panel: &[u8]) -> &[Self::Column] {
+        panel.as_chunks::<32>().0.as_chunks::<2>().0
+    }
+    #[inline(always)]
+    fn load<S: Simd>(s: S, column: &Self::Column) -> [S::F; 2] {
+        [s.load_f32_bytes(&column[0]), s.load_f32_bytes(&column[1])]
+    }
+}
+
+impl Floats for F16 {
+    type Column = [[u8; 16]; 2];
+    #[inline(always)]
+    fn columns(panel: &[u8]) -> &[Self::Column] {
+        panel.as_chunks::<16>().0.as_chunks::<2>().0
+    }
+    #[inline(always)]
+    fn load<S: Simd>(s: S, column: &Self::Column) -> [S::F; 2] {
+        [s.load_f16_bytes(&column[0]), s.load_f16_bytes(&column[1])]
+    }
+}
+
+impl Floats for Bf16 {
+    type Column = [u8; 32];
+    #[inline(always)]
+    fn columns(panel: &[u8]) -> &[Self::Column] {
+        panel.as_chunks::<32>().0
+    }
+    #[inline(always)]
+    fn load<S: Simd>(s: S, column: &Self::Column) -> [S::F; 2] {
+        s.load_bf16_pairs(column)
+    }
+}
+
+impl<W: Floats> Widen for W {
+    #[inline(always)]
+    fn widen<S: Simd>(s: S, panel: &[u8], span: usize, columns: usize, wide: &mut Wide) {
+        let from = &W::columns(panel)[span * SPAN..][..columns];
+        for (from, to) in from.iter().zip(wide) {
+            store_column(s, W::load(s, from), to);
+        }
+    }
+}
+
+#[inline(always)]
+fn store_column<S: Simd>(s: S, v: [S::F; 2], to: &mut [f32; PANEL]) {
+    let (halves, _) = to.as_chunks_mut::<8>();
+    let [low, high] = halves else { unreachable!("a panel has two vectors of rows") };
+    s.store(v[0], low);
+    s.store(v[1], high);
+}
+
+#[inline(always)]
+fn load_column<S: Simd>(s: S, from: &[f32; PANEL]) -> [S::F; 2] {
+    let (halves, _) = from.as_chunks::<8>();
+    let [low, high] = halves else { unreachable!("a panel has two vectors of rows") };
+    [s.load(low), s.load(high)]
+}
+
+/// The dot products of one panel with the tokens of some tiles, by way of widened weights.
+pub(crate) struct WidePanel<'a, W> {
+    pub(crate) panel: &'a [u8],
+    pub(crate) input: &'a Input,
+    pub(crate) tiles: std::ops::Range<usize>,
+    pub(crate) totals: &'a mut Totals,
+    pub(crate) format: std::marker::PhantomData<W>,
+}
+
+impl<W: Widen> Kernel for WidePanel<'_, W> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Self { panel, input, tiles, totals, .. } = self;
+        let mut wide = [[0.0; PANEL]; SPAN];
+        for span in 0..input.spans() {
+            let columns = input.columns(span);
+            W::widen(s, panel, span, columns, &mut wide);
+            for tile in tiles.clone() {
+                let totals = &mut totals[(tile - tiles.start) * TILE..];
+                let x = input.floats(span, tile);
+                let wide = &wide[..columns];
+                match input.tokens(tile) {
+                    1 => wide_tile::<S, 1>(s, wide, x, totals),
+                    2 => wide_tile::<S, 2>(s, wide, x, totals),
+                    3 => wide_tile::<S, 3>(s, wide, x, totals),
+                    4 => wide_tile::<S, 4>(s, wide, x, totals),
+                    5 => wide_tile::<S, 5>(s, wide, x, totals),
+                    _ => wide_tile::<S, TILE>(s, wide, x, totals),
+                }
+            }
+        }
+        if let Some(scales) = W::row_scales(panel) {
+            let n = totals.len().min(input.n - tiles.start * TILE);
+            for total in &mut totals[..n] {
+                total.iter_mut().zip(scales).for_each(|(total, scale)| *total *= scale);
+            }
+        }
+    }
+}
+
+/// `totals[token] += wide · x[token]` over one span.
+#[inline(always)]
+fn wide_tile<S: Simd, const T: usize>(
+    s: S,
+    wide: &[[f32; PANEL]],
+    x: &[f32],
+    totals: &mut [[f32; PANEL]],
+) {
+    let mut sums = [[s.splat(0.0); 2]; T];
+    for (w, x) in wide.iter().zip(x.as_chunks::<T>().0) {
+        let w = load_column(s, w);
+        for (sums, x) in sums.iter_mut().zip(x) {
+            let x = s.splat(*x);
+            *sums = [s.mul_add(w[0], x, sums[0]), s.mul_add(w[1], x, sums[1])];
+        }
+    }
+    add_sums(s, sums, totals);
+}
+
+#[inline(always)]
+fn add_sums<S: Simd, const T: usize>(s: S, sums: [[S::F; 2]; T], totals: &mut [[f32; PANEL]]) {
+    for (total, sums) in totals.iter_mut().zip(sums) {
+        let old = load_column(s, total);
+        store_column(s, [s.add(old[0], sums[0]), s.add(old[1], sums[1])], total);
+    }
+}
+
+/// The dot products of `P` panels with the tokens of the only tile, straight from the packed weights.
+pub(crate) struct DirectPanels<'a, W, const P: usize> {
+    pub(crate) panels: [&'a [u8]; P],
+    pub(crate) input: &'a Input,
+    pub(crate) totals: [&'a mut Totals; P],
+    pub(crate) format: std::marker::PhantomData<W>,
+}
+
+impl<W: Floats, const P: usize> Kernel for DirectPanels<'_, W, P> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(mut self, s: S) {
+        match self.input.n {
+            0 => (),
+            1 => self.tile::<S, 1>(s),
+            2 => self.tile::<S, 2>(s),
+            3 => self.tile::<S, 3>(s),
+            4 => self.tile::<S, 4>(s),
+            5 => self.tile::<S, 5>(s),
+            _ => self.tile::<S, TILE>(s),
+        }
+    }
+}
+
+impl<W: Floats, const P: usize> DirectPanels<'_, W, P> {
+    #[inline(always)]
+    fn tile<S: Simd, const T: usize>(&mut self, s: S) {
+        let input = self.input;
+        let panels = self.panels.map(|panel| &W::columns(panel)[..input.cols]);
+        for span in 0..input.spans() {
+            let columns = input.columns(span);
+            let w = panels.map(|panel| &panel[span * SPAN..][..columns]);
+            let x = &input.floats(span, 0).as_chunks::<T>().0[..columns];
+            let mut sums = [[[s.splat(0.0); 2]; T]; P];
+            for k in 0..columns {
+                for p in 0..P {
+                    let w = W::load(s, &w[p][k]);
+                    for t in 0..T {
+                        let x = s.splat(x[k][t]);
+                        let sum = &mut sums[p][t];
+                        *sum = [s.mul_add(w[0], x, sum[0]), s.mul_add(w[1], x, sum[1])];
+                    }
+                }
+            }
+            for (totals, sums) in self.totals.iter_mut().zip(sums) {
+                add_sums(s, sums, totals);
+            }
+        }
+    }
+}

@@ -1,0 +1,321 @@
+//! The activations that enter a linear layer, prepared once for all matrices that read them.
+//!
+//! The kernels work on tiles of [`TILE`] tokens and spans of [`SPAN`] columns, so the activations of a tile lie side by
+//! side: `[span][tile][column][token]`. A span is also the unit of the sums (see [`super::linear`]) and of the scales of
+//! quantised activations: each token has one scale for each span.
+//!
+//! What is prepared depends on the formats of the weights and on the instruction set:
+//!
+//! - f32 for weights in 16 and 32 bits, and for every format where there are no integer kernels;
+//! - 16-bit integers for q8, which is as good as exact;
+//! - 8-bit integers for q4: unsigned (plus 128) for many tokens, signed for a single one, with the sums of 16
+//!   columns, because its kernel holds the codes unsigned instead.
+
+use super::shared::SharedMut;
+use super::simd::{Kernel, LANES, Simd};
+use crate::packed::{COLUMNS, Format};
+use crate::{Isa, Pool};
+
+/// Tokens that a tile of a prompt holds; the last tile may hold fewer.
+pub(crate) const TILE: usize = 6;
+
+/// Columns that are summed in one go.
+pub(crate) const SPAN: usize = 256;
+
+/// Prepared activations. Keep one and set it anew for each layer: it allocates only when it has to grow.
+#[derive(Default)]
+pub struct Input {
+    pub(crate) n: usize,
+    pub(crate) cols: usize,
+    kinds: Kinds,
+    floats: Vec<f32>,
+    pub(crate) words: Vec<i16>,
+    pub(crate) bytes: Vec<u8>,
+    /// `[span][token]`: what a unit of `words` is worth.
+    pub(crate) word_scales: Vec<f32>,
+    /// `[span][token]`: what a unit of `bytes` is worth.
+    pub(crate) byte_scales: Vec<f32>,
+    /// For a single token, for each 16 columns the sum of `bytes`.
+    pub(crate) sums: Vec<i16>,
+}
+
+/// Which forms of the activations are wanted.
+#[derive(Clone, Copy, Default)]
+struct Kinds {
+    floats: bool,
+    words: bool,
+    bytes: bool,
+}
+
+impl Input {
+    /// No activations yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Prepares `x`, `[n, cols]`, for matrices of `formats`.
+    ///
+    /// Activations that are not finite make the outputs that they enter NaN.
+    ///
+    /// # Panics
+    /// When `x` is not whole rows of `cols`.
+    pub fn set(&mut self, isa: Isa, pool: &Pool, x: &[f32], cols: usize, formats: &[Format]) {
+        assert!(
+            x.is_empty() || (cols > 0 && x.len().is_multiple_of(cols)),
+            "input: rows of {cols}"
+        );
+        self.n = x.len().checked_div(cols).unwrap_or(0);
+        self.cols = cols;
+        self.kinds = Kinds::for_formats(isa, formats);
+        self.make_room();
+        let (tiles, spans) = (self.n.div_ceil(TILE), cols.div_ceil(SPAN));
+        let places = Places::new(self);
+        // A region costs more than a single token's activations.
+        let few = x.len() <= 1 << 14;
+        let work = |part: usize| {
+            isa.run(Prepare { x, places: &places, tile: part % tiles, span: part / tiles })
+        };
+        if few { (0..tiles * spans).for_each(work) } else { pool.run(tiles * spans, &work) }
+    }
+
+    /// The activations of a tile in a span, `[columns, tokens]`.
+    #[inline(always)]
+    pub(crate) fn floats(&self, span: usize, tile: usize) -> &[f32] {
+        let (columns, tokens) = (self.columns(span), self.tokens(tile));
+        &self.floats[span * SPAN * self.n + tile * TILE * columns..][..columns * tokens]
+    }
+
+    /// Where the integers of a tile begin in a span, and how many columns they have: whole groups of 64.
+    #[inline(always)]
+    pub(crate) fn integers(&self, span: usize, tile: usize) -> (usize, usize) {
+        let columns = self.columns(span).next_multiple_of(COLUMNS);
+        (span * SPAN * self.n + tile * TILE * columns, columns)
+    }
+
+    pub(crate) fn spans(&self) -> usize {
+        self.cols.div_ceil(SPAN)
+    }
+
+    /// Columns of a span.
+    #[inline(always)]
+    pub(crate) fn columns(&self, span: usize) -> usize {
+        SPAN.min(self.cols - span * SPAN)
+    }
+
+    /// Tokens of a tile.
+    #[inline(always)]
+    pub(crate) fn tokens(&self, tile: usize) -> usize {
+        TILE.min(self.n - tile * TILE)
+    }
+
+    /// Checks that a matrix can be multiplied with what was prepared.
+    #[track_caller]
+    pub(crate) fn check(&self, isa: Isa, format: Format, cols: usize) {
+        assert_eq!(cols, self.cols, "columns of the weights, columns of the input");
+        let Kinds { floats, words, bytes } = Kinds::for_formats(isa, &[format]);
+        let have = self.kinds;
+        assert!(
+            (have.floats || !floats) && (have.words || !words) && (have.bytes || !bytes),
+            "the input was not prepared for {format} weights"
+        );
+    }
+
+    fn make_room(&mut self) {
+        let padded = self.n * self.cols.next_multiple_of(COLUMNS);
+        let scales = self.n * self.spans();
+        let Kinds { floats, words, bytes } = self.kinds;
+        grow(&mut self.floats, if floats { self.n * self.cols } else { 0 });
+        grow(&mut self.words, if words { padded } else { 0 });
+        grow(&mut self.word_scales, if words { scales } else { 0 });
+        grow(&mut self.bytes, if bytes { padded } else { 0 });
+        grow(&mut self.byte_scales, if bytes { scales } else { 0 });
+        grow(&mut self.sums, if bytes { padded / 16 } else { 0 });
+    }
+}
+
+/// Makes a vector at least `len` long. It never shrinks, so in the end nothing is allocated any more.
+fn grow<T: Clone + Default>(vec: &mut Vec<T>, len: usize) {
+    if vec.len() < len {
+        vec.resize(len, T::default());
+    }
+}
+
+impl Kinds {
+    fn for_formats(isa: Isa, formats: &[Format]) -> Self {
+        let mut kinds = Self::default();
+        for format in formats {
+            match format {
+                Format::F32 | Format::F16 | Format::Bf16 => kinds.floats = true,
+                Format::Q8 if isa.has_integers() => kinds.words = true,
+                Format::Q4 if isa.has_integers() => kinds.bytes = true,
+                Format::Q8 | Format::Q4 => kinds.floats = true,
+            }
+        }
+        kinds
+    }
+}
+
+/// The vectors of an [`Input`], for several threads to fill.
+pub(crate) struct Places<'a> {
+    pub(crate) n: usize,
+    pub(crate) cols: usize,
+    kinds: Kinds,
+    floats: SharedMut<'a, f32>,
+    pub(crate) words: SharedMut<'a, i16>,
+    pub(crate) bytes: SharedMut<'a, u8>,
+    pub(crate) word_scales: SharedMut<'a, f32>,
+    pub(crate) byte_scales: SharedMut<'a, f32>,
+    pub(crate) sums: SharedMut<'a, i16>,
+}
+
+impl<'a> Places<'a> {
+    fn new(input: &'a mut Input) -> Self {
+        Self {
+            n: input.n,
+            cols: input.cols,
+            kinds: input.kinds,
+            floats: SharedMut::new(&mut input.floats),
+            words: SharedMut::new(&mut input.words),
+            bytes: SharedMut::new(&mut input.bytes),
+            word_scales: SharedMut::new(&mut input.word_scales),
+            byte_scales: SharedMut::new(&mut input.byte_scales),
+            sums: SharedMut::new(&mut input.sums),
+        }
+    }
+}
+
+/// Prepares one tile of one span.
+struct Prepare<'a> {
+    x: &'a [f32],
+    places: &'a Places<'a>,
+    tile: usize,
+    span: usize,
+}
+
+impl Kernel for Prepare<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Self { x, places, tile, span } = self;
+        let Places { n, cols, kinds, .. } = *places;
+        let (from, tokens) = (span * SPAN, TILE.min(n - tile * TILE));
+        let columns = SPAN.min(cols - from);
+        let row = |token: usize| &x[(tile * TILE + token) * cols + from..][..columns];
+        if kinds.floats {
+            // SAFETY: each tile of each span has its own place, and belongs to one part.
+            let to =
+                unsafe { places.floats.slice(from * n + tile * TILE * columns, columns * tokens) };
+            (0..tokens).for_each(|token| interleave(row(token), to, token, tokens));
+        }
+        if kinds.words || kinds.bytes {
+            for token in 0..tokens {
+                quantize(s, row(token), places, kinds, Place { span, tile, token, tokens });
+            }
+        }
+    }
+}
+
+/// Which row of a tile is written.
+#[derive(Clone, Copy)]
+struct Place {
+    span: usize,
+    tile: usize,
+    token: usize,
+    tokens: usize,
+}
+
+/// Writes the elements of a row to every `tokens`-th place.
+#[inline(always)]
+fn interleave<T: Copy>(row: &[T], to: &mut [T], token: usize, tokens: usize) {
+    if tokens == 1 {
+        return to.copy_from_slice(row);
+    }
+    for (to, x) in to.iter_mut().skip(token).step_by(tokens).zip(row) {
+        *to = *x;
+    }
+}
+
+/// Quantises a row of a span to the forms that are wanted.
+#[inline(always)]
+fn quantize<S: Simd>(s: S, row: &[f32], places: &Places<'_>, kinds: Kinds, at: Place) {
+    let Place { span, tile, token, tokens } = at;
+    let padded = row.len().next_multiple_of(COLUMNS);
+    let start = span * SPAN * places.n + tile * TILE * padded;
+    let scale_at = span * places.n + tile * TILE + token;
+    let top = largest_magnitude(s, row);
+    if kinds.words {
+        let mut words = [0_i16; SPAN];
+        let scale = round_to(s, row, top, f32::from(i16::MAX), |i, v| words[i] = v as i16);
+        // SAFETY: each tile of each span belongs to one part.
+        let (to, scales) = unsafe {
+            (places.words.slice(start, padded * tokens), places.word_scales.slice(scale_at, 1))
+        };
+        interleave(words[..padded].as_chunks::<2>().0, to.as_chunks_mut::<2>().0, token, tokens);
+        scales[0] = scale;
+    }
+    if kinds.bytes {
+        let mut bytes = [0_i8; SPAN];
+        let scale = round_to(s, row, top, f32::from(i8::MAX), |i, v| bytes[i] = v as i8);
+        // SAFETY: as above.
+        let (to, scales) = unsafe {
+            (places.bytes.slice(start, padded * tokens), places.byte_scales.slice(scale_at, 1))
+        };
+        if places.n == 1 {
+            // SAFETY: as above.
+            let sums = unsafe { places.sums.slice(start / 16, padded / 16) };
+            for (sum, group) in sums.iter_mut().zip(bytes.as_chunks::<16>().0) {
+                *sum = group.iter().map(|&v| i16::from(v)).sum();
+            }
+        }
+        // A single token's kernel takes them signed, the others take them plus 128.
+        let flip = if places.n == 1 { 0 } else { 0x80 };
+        let bytes = bytes.map(|v| v as u8 ^ flip);
+        interleave(bytes[..padded].as_chunks::<4>().0, to.as_chunks_mut::<4>().0, token, tokens);
+        scales[0] = scale;
+    }
+}
+
+/// The largest magnitude of a row; NaN where an element is not finite.
+#[inline(always)]
+fn largest_magnitude<S: Simd>(s: S, row: &[f32]) -> f32 {
+    let (whole, rest) = row.as_chunks::<LANES>();
+    let (mut top, mut not_finite) = (s.splat(0.0), s.splat(0.0));
+    let mut look = |v| {
+        top = s.max(top, s.max(v, s.sub(s.splat(0.0), v)));
+        // Infinity and NaN times zero are NaN.
+        not_finite = s.mul_add(v, s.splat(0.0), not_finite);
+    };
+    whole.iter().for_each(|v| look(s.load(v)));
+    look(s.load_some(rest, 0.0));
+    s.largest(top) + s.sum(not_finite)
+}
+
+/// Rounds a row to whole multiples of `top / limit`, and gives that unit.
+#[inline(always)]
+fn round_to<S: Simd>(
+    s: S,
+    row: &[f32],
+    top: f32,
+    limit: f32,
+    mut store: impl FnMut(usize, i32),
+) -> f32 {
+    // Where all is next to nothing, the reciprocal of the unit would be infinite.
+    if top < 1e-30 {
+        return 0.0;
+    }
+    let inverse = s.splat(limit / top);
+    let (whole, rest) = row.as_chunks::<LANES>();
+    let mut eight = |i: usize, v, n: usize| {
+        let lanes = s.lanes(s.round(s.mul(v, inverse)));
+        for (j, v) in lanes.into_iter().enumerate().take(n) {
+            // SAFETY: rounded values of magnitude `limit` at most; NaN is caught below.
+            store(i * LANES + j, unsafe { v.to_int_unchecked::<i32>() });
+        }
+    };
+    if top.is_nan() {
+        return f32::NAN;
+    }
+    whole.iter().enumerate().for_each(|(i, v)| eight(i, s.load(v), LANES));
+    eight(whole.len(), s.load_some(rest, 0.0), rest.len());
+    top / limit
+}

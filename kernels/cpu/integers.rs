@@ -1,0 +1,425 @@
+//! q8 and q4 with AVX2: sums of products of integers, which are exact, so their order does not matter.
+//!
+//! q8 multiplies 8-bit weights, widened to 16 bits, with 16-bit activations: `vpmaddwd` makes 16 products and adds
+//! them in pairs, as fast as the 8-bit way, which would need the sign moved from one side to the other.
+//!
+//! q4 multiplies codes with 8-bit activations by `vpmaddubsw`: 32 products at a time, but one side must be unsigned. For
+//! many tokens the activations are (plus 128; what that adds depends on the weights alone and is taken off once for each
+//! span). For a single token the codes are (plus 32), so that they need no second look; what that adds depends on the
+//! sums of the activations. Both give the same integers. Two products of a lane add up in 16 bits, then `vpmaddwd`
+//! multiplies with the scale of the group and widens to 32 bits.
+//!
+//! Measured on one Zen 3 core, data in the cache: 6 tokens × 16 rows of q8 145 GOP/s, of q4 229 GOP/s, beside 98 for
+//! multiply-adds in f32. Keeping all 12 sums of q4 in registers needs the panel in two halves; both at once spill.
+
+#![cfg(target_arch = "x86_64")]
+#![allow(clippy::wildcard_imports, reason = "the names of the intrinsics say where they come from")]
+
+use std::arch::x86_64::*;
+use std::ops::Range;
+
+use super::input::{Input, SPAN, TILE};
+use super::linear::Totals;
+use super::quantized::{CODES, Q4_COLUMNS, Q8_COLUMNS, q4_row_scales, q4_span, q8_span};
+use super::simd::Avx2;
+use crate::packed::{COLUMNS, PANEL, Q4_GROUP, Q8_GROUP};
+
+/// The dot products of a q8 panel with the tokens of some tiles, added to `totals`.
+pub(crate) fn q8(_: Avx2, panel: &[u8], input: &Input, tiles: Range<usize>, totals: &mut Totals) {
+    // SAFETY: an `Avx2` exists only where the CPU has the instructions.
+    unsafe {
+        if input.n == 1 {
+            q8_single(panel, input, &mut totals[0])
+        } else {
+            q8_tiles(panel, input, tiles, totals)
+        }
+    }
+}
+
+/// The dot products of a q4 panel with the tokens of some tiles, added to `totals`, which are zero.
+pub(crate) fn q4(_: Avx2, panel: &[u8], input: &Input, tiles: Range<usize>, totals: &mut Totals) {
+    // SAFETY: an `Avx2` exists only where the CPU has the instructions.
+    unsafe {
+        if input.n == 1 {
+            q4_single(panel, input, &mut totals[0]);
+        } else {
+            q4_tiles(panel, input, tiles.clone(), totals);
+        }
+    }
+    let scales = q4_row_scales(panel);
+    let n = totals.len().min(input.n - tiles.start * TILE);
+    for total in &mut totals[..n] {
+        total.iter_mut().zip(scales).for_each(|(total, scale)| *total *= scale);
+    }
+}
+
+// ---------------------------------------------------------------------------------------------- loads
+
+/// 32 bytes from place `at` of `from`.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn load<T: Copy>(from: &[T], at: usize) -> __m256i {
+    let count = 32 / size_of::<T>();
+    debug_assert!(at + count <= from.len());
+    let from = &from[at..at + count];
+    // SAFETY: the slice is 32 bytes long.
+    unsafe { _mm256_loadu_si256(from.as_ptr().cast()) }
+}
+
+/// 4 bytes in each lane.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn spread<T: Copy, const N: usize>(from: &[T; N]) -> __m256i {
+    const { assert!(N * size_of::<T>() == 4) };
+    // SAFETY: four bytes, all of which are part of a number without padding.
+    _mm256_set1_epi32(unsafe { from.as_ptr().cast::<i32>().read_unaligned() })
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn load_f32(from: &[f32], at: usize) -> __m256 {
+    _mm256_castsi256_ps(load(from, at))
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn store_f32(v: __m256, to: &mut [f32], at: usize) {
+    let to = &mut to[at..at + 8];
+    // SAFETY: the slice is 32 bytes long.
+    unsafe { _mm256_storeu_ps(to.as_mut_ptr(), v) }
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn store<T: Copy>(v: __m256i, to: &mut [T], at: usize) {
+    let to = &mut to[at..at + 32 / size_of::<T>()];
+    // SAFETY: the slice is 32 bytes long, and any bits are integers.
+    unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), v) }
+}
+
+/// 8 scales of a q8 group, from place `at`.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn load_f16(from: &[u8], at: usize) -> __m256 {
+    let from = &from[at..at + 16];
+    // SAFETY: the slice is 16 bytes long.
+    _mm256_cvtph_ps(unsafe { _mm_loadu_si128(from.as_ptr().cast()) })
+}
+
+/// `total + sum * scale` in each lane, for 8 rows from place `at` of `totals`.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn add_scaled(sum: __m256, scale: f32, totals: &mut [f32; PANEL], at: usize) {
+    let total = _mm256_fmadd_ps(sum, _mm256_set1_ps(scale), load_f32(totals, at));
+    store_f32(total, totals, at);
+}
+
+// ---------------------------------------------------------------------------------------------- q8
+
+/// The values of columns 0 1 and of columns 2 3, for 8 rows.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn q8_pairs(values: __m256i) -> [__m256i; 2] {
+    [_mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(values)), _mm256_srai_epi16::<8>(values)]
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn q8_single(panel: &[u8], input: &Input, totals: &mut [f32; PANEL]) {
+    for span in 0..input.spans() {
+        let (start, columns) = input.integers(span, 0);
+        let (x, _) = input.words[start..start + columns].as_chunks::<COLUMNS>();
+        let mut sums = [_mm256_setzero_ps(); 2];
+        for (group, x) in q8_span(panel, span).iter().zip(x) {
+            q8_single_group(group, x, &mut sums);
+        }
+        let scale = input.word_scales[span];
+        add_scaled(sums[0], scale, totals, 0);
+        add_scaled(sums[1], scale, totals, 8);
+    }
+}
+
+/// Adds the products of 64 columns.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn q8_single_group(group: &[u8; Q8_GROUP], x: &[i16; COLUMNS], sums: &mut [__m256; 2]) {
+    let (x, _) = x.as_chunks::<Q8_COLUMNS>();
+    for half in 0..2 {
+        let mut products = [_mm256_setzero_si256(); 2];
+        for (step, x) in x[half].as_chunks::<4>().0.iter().enumerate() {
+            let at = 4 * PANEL + half * Q8_COLUMNS * PANEL + step * 4 * PANEL;
+            let x = [spread(&[x[0], x[1]]), spread(&[x[2], x[3]])];
+            for (i, products) in products.iter_mut().enumerate() {
+                let w = q8_pairs(load(group, at + 32 * i));
+                let two =
+                    _mm256_add_epi32(_mm256_madd_epi16(w[0], x[0]), _mm256_madd_epi16(w[1], x[1]));
+                *products = _mm256_add_epi32(*products, two);
+            }
+        }
+        for i in 0..2 {
+            let scale = load_f16(group, half * 2 * PANEL + 16 * i);
+            sums[i] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(products[i]), scale, sums[i]);
+        }
+    }
+}
+
+/// A span of a q8 panel, widened to 16 bits.
+struct Q8Span {
+    /// `[pair of columns][row][2]`
+    words: [[i16; 2 * PANEL]; SPAN / 2],
+    /// `[32 columns][row]`
+    scales: [[f32; PANEL]; SPAN / Q8_COLUMNS],
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn q8_tiles(panel: &[u8], input: &Input, tiles: Range<usize>, totals: &mut Totals) {
+    let mut wide =
+        Q8Span { words: [[0; 2 * PANEL]; SPAN / 2], scales: [[0.0; PANEL]; SPAN / Q8_COLUMNS] };
+    for span in 0..input.spans() {
+        for (i, group) in q8_span(panel, span).iter().enumerate() {
+            q8_widen(group, i, &mut wide);
+        }
+        for tile in tiles.clone() {
+            let totals = &mut totals[(tile - tiles.start) * TILE..];
+            let (start, columns) = input.integers(span, tile);
+            let tokens = input.tokens(tile);
+            let x = &input.words[start..start + columns * tokens];
+            let scales = &input.word_scales[span * input.n + tile * TILE..];
+            match tokens {
+                1 => q8_tile::<1>(&wide, x, scales, totals),
+                2 => q8_tile::<2>(&wide, x, scales, totals),
+                3 => q8_tile::<3>(&wide, x, scales, totals),
+                4 => q8_tile::<4>(&wide, x, scales, totals),
+                5 => q8_tile::<5>(&wide, x, scales, totals),
+                _ => q8_tile::<TILE>(&wide, x, scales, totals),
+            }
+        }
+    }
+}
+
+/// Widens 64 columns.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn q8_widen(group: &[u8; Q8_GROUP], index: usize, wide: &mut Q8Span) {
+    let words = &mut wide.words[index * COLUMNS / 2..][..COLUMNS / 2];
+    for (step, words) in words.as_chunks_mut::<2>().0.iter_mut().enumerate() {
+        for half in 0..2 {
+            let pairs = q8_pairs(load(group, 4 * PANEL + step * 4 * PANEL + 32 * half));
+            store(pairs[0], &mut words[0], 16 * half);
+            store(pairs[1], &mut words[1], 16 * half);
+        }
+    }
+    for (i, scales) in wide.scales[2 * index..][..2].iter_mut().enumerate() {
+        store_f32(load_f16(group, i * 2 * PANEL), scales, 0);
+        store_f32(load_f16(group, i * 2 * PANEL + 16), scales, 8);
+    }
+}
+
+/// `T` tokens of a tile times one span.
+#[target_feature(enable = "avx2,fma,f16c")]
+fn q8_tile<const T: usize>(wide: &Q8Span, x: &[i16], scales: &[f32], totals: &mut Totals) {
+    const PAIRS: usize = Q8_COLUMNS / 2;
+    let (x, _) = x.as_chunks::<2>().0.as_chunks::<T>();
+    let mut sums = [[_mm256_setzero_ps(); 2]; T];
+    let groups = x.as_chunks::<PAIRS>().0.iter().zip(wide.words.as_chunks::<PAIRS>().0);
+    for ((x, words), w_scales) in groups.zip(&wide.scales) {
+        let mut products = [[_mm256_setzero_si256(); 2]; T];
+        for (x, words) in x.iter().zip(words) {
+            let w = [load(words, 0), load(words, 16)];
+            for (products, x) in products.iter_mut().zip(x) {
+                let x = spread(x);
+                products[0] = _mm256_add_epi32(products[0], _mm256_madd_epi16(w[0], x));
+                products[1] = _mm256_add_epi32(products[1], _mm256_madd_epi16(w[1], x));
+            }
+        }
+        for (sums, products) in sums.iter_mut().zip(products) {
+            for i in 0..2 {
+                let scale = load_f32(w_scales, 8 * i);
+                sums[i] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(products[i]), scale, sums[i]);
+            }
+        }
+    }
+    for ((sums, scale), totals) in sums.into_iter().zip(scales).zip(totals) {
+        add_scaled(sums[0], *scale, totals, 0);
+        add_scaled(sums[1], *scale, totals, 8);
+    }
+}
+
+// ---------------------------------------------------------------------------------------------- q4
+
+/// A table of 16 bytes for `vpshufb`, in both halves.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn table(plus: i8) -> __m256i {
+    let codes = CODES.map(|code| code + plus);
+    // SAFETY: the array is 16 bytes long.
+    _mm256_broadcastsi128_si256(unsafe { _mm_loadu_si128(codes.as_ptr().cast()) })
+}
+
+/// The codes of the first and of the last 4 columns of 8, as values of the table.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn q4_codes(codes: __m256i, table: __m256i) -> [__m256i; 2] {
+    let low = _mm256_set1_epi8(15);
+    let high = _mm256_and_si256(_mm256_srli_epi16::<4>(codes), low);
+    [_mm256_shuffle_epi8(table, _mm256_and_si256(codes, low)), _mm256_shuffle_epi8(table, high)]
+}
+
+/// The scales of both groups of 32 columns for 8 rows: side by side, then each group's twice.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn q4_scales(group: &[u8; Q4_GROUP], at: usize) -> (__m256i, [__m256i; 2]) {
+    let from = &group[at..at + 16];
+    // SAFETY: the slice is 16 bytes long.
+    let both = _mm256_cvtepi8_epi16(unsafe { _mm_loadu_si128(from.as_ptr().cast()) });
+    let twice = |first: i32| {
+        let lanes =
+            _mm_set_epi32(first + 0x0c0c_0c0c, first + 0x0808_0808, first + 0x0404_0404, first);
+        _mm256_shuffle_epi8(both, _mm256_broadcastsi128_si256(lanes))
+    };
+    (both, [twice(0x0100_0100), twice(0x0302_0302)])
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn q4_single(panel: &[u8], input: &Input, totals: &mut [f32; PANEL]) {
+    let table = table(32);
+    for span in 0..input.spans() {
+        let (start, columns) = input.integers(span, 0);
+        let (x, _) = input.bytes[start..start + columns].as_chunks::<COLUMNS>();
+        let (x_sums, _) = input.sums[start / 16..(start + columns) / 16].as_chunks::<4>();
+        let (mut sums, mut offsets) = ([_mm256_setzero_si256(); 2], [_mm256_setzero_si256(); 2]);
+        for ((group, x), x_sums) in q4_span(panel, span).iter().zip(x).zip(x_sums) {
+            q4_single_group(group, x, x_sums, table, &mut sums, &mut offsets);
+        }
+        for i in 0..2 {
+            // What the codes were raised by, times the sums of the activations.
+            let sum = _mm256_sub_epi32(sums[i], _mm256_slli_epi32::<5>(offsets[i]));
+            add_scaled(_mm256_cvtepi32_ps(sum), input.byte_scales[span], totals, 8 * i);
+        }
+    }
+}
+
+/// Adds the products of 64 columns.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn q4_single_group(
+    group: &[u8; Q4_GROUP],
+    x: &[u8; COLUMNS],
+    x_sums: &[i16; 4],
+    table: __m256i,
+    sums: &mut [__m256i; 2],
+    offsets: &mut [__m256i; 2],
+) {
+    let (x, _) = x.as_chunks::<4>();
+    for half in 0..2 {
+        let x_sums = spread(&[x_sums[2 * half], x_sums[2 * half + 1]]);
+        for i in 0..2 {
+            let (both, scales) = q4_scales(group, half * 2 * PANEL + 16 * i);
+            offsets[i] = _mm256_add_epi32(offsets[i], _mm256_madd_epi16(both, x_sums));
+            for (j, scale) in [0, 0, 1, 1].into_iter().enumerate() {
+                let at = 4 * PANEL + half * 16 * PANEL + j * 4 * PANEL + 32 * i;
+                let codes = q4_codes(load(group, at), table);
+                let step = 8 * half + 2 * j;
+                let products = _mm256_add_epi16(
+                    _mm256_maddubs_epi16(codes[0], spread(&x[step])),
+                    _mm256_maddubs_epi16(codes[1], spread(&x[step + 1])),
+                );
+                sums[i] = _mm256_add_epi32(sums[i], _mm256_madd_epi16(products, scales[scale]));
+            }
+        }
+    }
+}
+
+/// 8 rows of a span of a q4 panel, as signed bytes.
+struct Q4Span {
+    /// `[4 columns][row][4]`
+    codes: [[i8; 32]; SPAN / 4],
+    /// `[16 columns][row][2]`: each scale twice.
+    scales: [[i16; 16]; SPAN / Q4_COLUMNS],
+    /// What to take off for activations that are raised by 128: for each row, minus 128 times the sum of the weights.
+    offset: [i32; 8],
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn q4_tiles(panel: &[u8], input: &Input, tiles: Range<usize>, totals: &mut Totals) {
+    let empty = || Q4Span {
+        codes: [[0; 32]; SPAN / 4],
+        scales: [[0; 16]; SPAN / Q4_COLUMNS],
+        offset: [0; 8],
+    };
+    let mut wide = [empty(), empty()];
+    for span in 0..input.spans() {
+        for (half, wide) in wide.iter_mut().enumerate() {
+            q4_widen(q4_span(panel, span), half, wide);
+        }
+        for tile in tiles.clone() {
+            let totals = &mut totals[(tile - tiles.start) * TILE..];
+            let (start, columns) = input.integers(span, tile);
+            let tokens = input.tokens(tile);
+            let x = &input.bytes[start..start + columns * tokens];
+            let scales = &input.byte_scales[span * input.n + tile * TILE..];
+            match tokens {
+                1 => q4_tile::<1>(&wide, x, scales, totals),
+                2 => q4_tile::<2>(&wide, x, scales, totals),
+                3 => q4_tile::<3>(&wide, x, scales, totals),
+                4 => q4_tile::<4>(&wide, x, scales, totals),
+                5 => q4_tile::<5>(&wide, x, scales, totals),
+                _ => q4_tile::<TILE>(&wide, x, scales, totals),
+            }
+        }
+    }
+}
+
+/// Widens the lower or the upper 8 rows of a span.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn q4_widen(groups: &[[u8; Q4_GROUP]], half: usize, wide: &mut Q4Span) {
+    let table = table(0);
+    let raised = _mm256_set1_epi8(128_u8 as i8);
+    let mut offset = _mm256_setzero_si256();
+    let places =
+        wide.codes.as_chunks_mut::<16>().0.iter_mut().zip(wide.scales.as_chunks_mut::<4>().0);
+    for (group, (codes, scales)) in groups.iter().zip(places) {
+        for i in 0..2 {
+            let (_, both) = q4_scales(group, i * 2 * PANEL + 16 * half);
+            store(both[0], &mut scales[2 * i], 0);
+            store(both[1], &mut scales[2 * i + 1], 0);
+        }
+        for (i, codes) in codes.as_chunks_mut::<2>().0.iter_mut().enumerate() {
+            let two = q4_codes(load(group, 4 * PANEL + i * 4 * PANEL + 32 * half), table);
+            store(two[0], &mut codes[0], 0);
+            store(two[1], &mut codes[1], 0);
+            let products = _mm256_add_epi16(
+                _mm256_maddubs_epi16(raised, two[0]),
+                _mm256_maddubs_epi16(raised, two[1]),
+            );
+            offset = _mm256_sub_epi32(offset, _mm256_madd_epi16(products, load(&scales[i / 2], 0)));
+        }
+    }
+    store(offset, &mut wide.offset, 0);
+}
+
+/// `T` tokens of a tile times one span.
+#[target_feature(enable = "avx2,fma,f16c")]
+fn q4_tile<const T: usize>(wide: &[Q4Span; 2], x: &[u8], scales: &[f32], totals: &mut Totals) {
+    let (x, _) = x.as_chunks::<4>().0.as_chunks::<T>();
+    for (half, wide) in wide.iter().enumerate() {
+        let mut sums = [load(&wide.offset, 0); T];
+        let groups = x.as_chunks::<4>().0.iter().zip(wide.codes.as_chunks::<4>().0);
+        for ((x, codes), w_scales) in groups.zip(&wide.scales) {
+            let w_scale = load(w_scales, 0);
+            for (x, codes) in x.as_chunks::<2>().0.iter().zip(codes.as_chunks::<2>().0) {
+                let codes = [load(&codes[0], 0), load(&codes[1], 0)];
+                for (t, sum) in sums.iter_mut().enumerate() {
+                    let products = _mm256_add_epi16(
+                        _mm256_maddubs_epi16(spread(&x[0][t]), codes[0]),
+                        _mm256_maddubs_epi16(spread(&x[1][t]), codes[1]),
+                    );
+                    *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(products, w_scale));
+                }
+            }
+        }
+        for ((sum, scale), totals) in sums.into_iter().zip(scales).zip(totals.iter_mut()) {
+            add_scaled(_mm256_cvtepi32_ps(sum), *scale, totals, 8 * half);
+        }
+    }
+}

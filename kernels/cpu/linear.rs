@@ -1,0 +1,542 @@
+//! Linear layers over packed weights: the way of a parallel region from matrices to outputs.
+//!
+//! Every output is summed in one fixed order: within a span of 256 columns one product after the other (exactly, where
+//! the products are integers), then span after span. That order depends neither on the number of tokens nor
+//! on the threads nor on the neighbours of a row, so a prompt gives the same bits however it is cut, and a token the
+//! same bits alone as among others.
+//!
+//! A part of the region is a few panels. For each panel all tokens are worked through in blocks of [`BLOCK`], whose
+//! sums stay in the cache until they are complete; then come bias, residual or gate, and each output is written
+//! once.
+
+use std::marker::PhantomData;
+use std::ops::Range;
+
+use super::elementwise::{Activation, activate_slice};
+use super::floats::{Bf16, DirectPanels, F16, F32, Floats, WidePanel, Widen};
+use super::input::{Input, TILE};
+#[cfg(target_arch = "x86_64")]
+use super::integers;
+use super::quantized::{Q4, Q8};
+use super::shared::SharedMut;
+use crate::packed::{Format, PANEL, Packed};
+use crate::{Isa, Pool};
+
+/// Tiles of a block of tokens.
+const TILES: usize = 42;
+
+/// Tokens of a block: their sums of one panel are 16 KiB.
+const BLOCK: usize = TILES * TILE;
+
+/// Matrices that one region can work through.
+const MAX_LAYERS: usize = 8;
+
+/// The sums of a panel for the tokens of a block.
+pub(crate) type Totals = [[f32; PANEL]];
+
+/// A linear layer to compute.
+pub struct Linear<'a> {
+    /// `[rows, cols]`.
+    pub w: &'a Packed,
+    /// `[rows]`, added to each token's outputs.
+    pub bias: Option<&'a [f32]>,
+    /// Whether the outputs are added to what `out` holds: the residual stream.
+    pub add: bool,
+    /// `[n, rows]`.
+    pub out: &'a mut [f32],
+}
+
+impl<'a> Linear<'a> {
+    /// `out = x · wᵀ`.
+    pub fn new(w: &'a Packed, out: &'a mut [f32]) -> Self {
+        Self { w, bias: None, add: false, out }
+    }
+}
+
+/// Computes layers that have the same input, in one parallel region.
+///
+/// # Panics
+/// When sizes do not fit together, the input was not prepared for a layer's format, or there are more than eight.
+pub fn linear(isa: Isa, pool: &Pool, input: &Input, layers: &mut [Linear<'_>]) {
+    assert!(layers.len() <= MAX_LAYERS, "{} layers in one region", layers.len());
+    for layer in layers.iter() {
+        input.check(isa, layer.w.format(), layer.w.cols());
+        assert_eq!(layer.out.len(), input.n * layer.w.rows(), "outputs of a linear layer");
+        assert!(
+            layer.bias.is_none_or(|bias| bias.len() == layer.w.rows()),
+            "bias of a linear layer"
+        );
+    }
+    let mut layers = layers.iter_mut();
+    let jobs: [_; MAX_LAYERS] = std::array::from_fn(|_| layers.next().map(Job::new));
+    let panels = jobs.iter().flatten().map(|job| job.w.panels()).sum();
+    by_panels(pool, panels, &|range| {
+        let mut first = 0;
+        for job in jobs.iter().flatten() {
+            let count = job.w.panels();
+            let from = range.start.clamp(first, first + count) - first;
+            let to = range.end.clamp(first, first + count) - first;
+            job.run(isa, input, from..to);
+            first += count;
+        }
+    });
+}
+
+/// `out = act(x · gateᵀ) * (x · upᵀ)`: the first half of a gated MLP, in one parallel region.
+///
+/// # Panics
+/// When sizes do not fit together, or the input was not prepared for a matrix's format.
+pub fn gated_linear(
+    isa: Isa,
+    pool: &Pool,
+    input: &Input,
+    act: Activation,
+    gate: &Packed,
+    up: &Packed,
+    out: &mut [f32],
+) {
+    for w in [gate, up] {
+        input.check(isa, w.format(), w.cols());
+    }
+    assert_eq!(
+        (gate.rows(), out.len()),
+        (up.rows(), input.n * up.rows()),
+        "a gated layer's rows, outputs"
+    );
+    let job = GatedJob { act, gate, up, out: SharedMut::new(out) };
+    by_panels(pool, gate.panels(), &|range| {
+        for panel in range {
+            // Clearing the sums of a whole block would cost more than a single token's product with a panel.
+            match input.n {
+                0..=TILE => job.panel::<TILE>(isa, input, panel),
+                _ => job.panel::<BLOCK>(isa, input, panel),
+            }
+        }
+    });
+}
+
+/// A gated layer whose outputs several threads write.
+struct GatedJob<'a> {
+    act: Activation,
+    gate: &'a Packed,
+    up: &'a Packed,
+    out: SharedMut<'a, f32>,
+}
+
+impl GatedJob<'_> {
+    /// Computes the outputs of a panel, for all tokens in blocks of `N`.
+    fn panel<const N: usize>(&self, isa: Isa, input: &Input, panel: usize) {
+        let rows = PANEL.min(self.gate.rows() - panel * PANEL);
+        for block in blocks(input) {
+            let (mut gates, mut ups) = ([[0.0; PANEL]; N], [[0.0; PANEL]; N]);
+            let totals = [&mut gates[..], &mut ups[..]];
+            two_totals(isa, [self.gate, self.up], [panel; 2], input, block.clone(), totals);
+            let tokens = tokens(input, &block);
+            activate_slice(isa, self.act, gates[..tokens.len()].as_flattened_mut());
+            for ((token, gates), ups) in tokens.zip(&gates).zip(&ups) {
+                // SAFETY: each token's rows of a panel belong to one part.
+                let out = unsafe { self.out.slice(token * self.gate.rows() + panel * PANEL, rows) };
+                for ((out, gate), up) in out.iter_mut().zip(gates).zip(ups) {
+                    *out = gate * up;
+                }
+            }
+        }
+    }
+}
+
+/// Calls `f` for ranges that cover all panels, on the pool.
+fn by_panels(pool: &Pool, panels: usize, f: &(dyn Fn(Range<usize>) + Sync)) {
+    // A few parts for each thread, so that one that is held up does not hold up all, each a long stream of weights; an
+    // even number of panels, because single tokens take them by twos.
+    let chunk = panels.div_ceil(pool.n_threads() * 8).next_multiple_of(2);
+    pool.run(
+        panels.div_ceil(chunk.max(1)),
+        &|part| f(part * chunk..panels.min((part + 1) * chunk)),
+    );
+}
+
+/// The blocks of tokens of an input, as ranges of tiles.
+fn blocks(input: &Input) -> impl Iterator<Item = Range<usize>> {
+    let tiles = input.n.div_ceil(TILE);
+    (0..tiles).step_by(TILES).map(move |tile| tile..tiles.min(tile + TILES))
+}
+
+/// The tokens of some tiles.
+fn tokens(input: &Input, tiles: &Range<usize>) -> Range<usize> {
+    tiles.start * TILE..input.n.min(tiles.end * TILE)
+}
+
+/// A layer whose outputs several threads write.
+struct Job<'a> {
+    w: &'a Packed,
+    bias: Option<&'a [f32]>,
+    add: bool,
+    out: SharedMut<'a, f32>,
+}
+
+impl<'a> Job<'a> {
+    fn new(layer: &'a mut Linear<'_>) -> Self {
+        Self { w: layer.w, bias: layer.bias, add: layer.add, out: SharedMut::new(layer.out) }
+    }
+
+    /// Computes the outputs of some panels, for all tokens.
+    fn run(&self, isa: Isa, input: &Input, mut panels: Range<usize>) {
+        if input.n == 1 {
+            for panel in panels.clone().step_by(2).take(panels.len() / 2) {
+                self.pair(isa, input, [panel, panel + 1]);
+            }
+            panels.start += panels.len() / 2 * 2;
+        }
+        for panel in panels {
+            // Clearing the sums of a whole block would cost more than a few tokens' product with a panel.
+            match input.n {
+                0..=TILE => self.panel::<TILE>(isa, input, panel),
+                _ => self.panel::<BLOCK>(isa, input, panel),
+            }
+        }
+    }
+
+    /// Computes the outputs of two panels for a single token.
+    fn pair(&self, isa: Isa, input: &Input, panels: [usize; 2]) {
+        let mut sums = [[[0.0; PANEL]; 1]; 2];
+        let [first, second] = &mut sums;
+        two_totals(isa, [self.w; 2], panels, input, 0..1, [first, second]);
+        (0..2).for_each(|i| self.finish(panels[i], 0..1, &sums[i]));
+    }
+
+    /// Computes the outputs of a panel, for all tokens in blocks of `N`.
+    fn panel<const N: usize>(&self, isa: Isa, input: &Input, panel: usize) {
+        for block in blocks(input) {
+            let mut sums = [[0.0; PANEL]; N];
+            totals(isa, self.w, panel, input, block.clone(), &mut sums);
+            self.finish(panel, tokens(input, &block), &sums);
+        }
+    }
+
+    /// Writes the outputs of a panel.
+    fn finish(&self, panel: usize, tokens: Range<usize>, totals: &Totals) {
+        let row = panel * PANEL;
+        let rows = PANEL.min(self.w.rows() - row);
+        for (token, totals) in tokens.zip(totals) {
+            // SAFETY: each token's rows of a panel belong to one part.
+            let out = unsafe { self.out.slice(token * self.w.rows() + row, rows) };
+            for (i, (out, total)) in out.iter_mut().zip(totals).enumerate() {
+                let total = total + self.bias.map_or(0.0, |bias| bias[row + i]);
+                *out = if self.add { *out + total } else { total };
+            }
+        }
+    }
+}
+
+/// The sums of a panel for the tokens of some tiles; `totals` are zeros.
+fn totals(
+    isa: Isa,
+    w: &Packed,
+    panel: usize,
+    input: &Input,
+    tiles: Range<usize>,
+    totals: &mut Totals,
+) {
+    let panel = w.panel(panel);
+    match w.format() {
+        Format::F32 => float_totals::<F32>(isa, panel, input, tiles, totals),
+        Format::F16 => float_totals::<F16>(isa, panel, input, tiles, totals),
+        Format::Bf16 => float_totals::<Bf16>(isa, panel, input, tiles, totals),
+        Format::Q8 => {
+            #[cfg(target_arch = "x86_64")]
+            if let Some(avx2) = isa.avx2() {
+                return integers::q8(avx2, panel, input, tiles, totals);
+            }
+            wide_totals::<Q8>(isa, panel, input, tiles, totals);
+        }
+        Format::Q4 => {
+            #[cfg(target_arch = "x86_64")]
+            if let Some(avx2) = isa.avx2() {
+                return integers::q4(avx2, panel, input, tiles, totals);
+            }
+            wide_totals::<Q4>(isa, panel, input, tiles, totals);
+        }
+    }
+}
+
+fn wide_totals<W: Widen>(
+    isa: Isa,
+    panel: &[u8],
+    input: &Input,
+    tiles: Range<usize>,
+    totals: &mut Totals,
+) {
+    isa.run(WidePanel { panel, input, tiles, totals, format: PhantomData::<W> });
+}
+
+fn float_totals<W: Floats>(
+    isa: Isa,
+    panel: &[u8],
+    input: &Input,
+    tiles: Range<usize>,
+    totals: &mut Totals,
+) {
+    if input.n <= TILE {
+        isa.run(DirectPanels {
+            panels: [panel],
+            input,
+            totals: [totals],
+            format: PhantomData::<W>,
+        });
+    } else {
+        wide_totals::<W>(isa, panel, input, tiles, totals);
+    }
+}
+
+/// The sums of two panels. For a single token and float weights, both at once: twice as many sums hide the latency of
+/// the additions.
+fn two_totals(
+    isa: Isa,
+    w: [&Packed; 2],
+    panels: [usize; 2],
+    input: &Input,
+    tiles: Range<usize>,
+    both: [&mut Totals; 2],
+) {
+    let pair = [w[0].panel(panels[0]), w[1].panel(panels[1])];
+    match (input.n, w[0].format(), w[1].format()) {
+        (1, Format::F32, Format::F32) => direct_pair::<F32>(isa, pair, input, both),
+        (1, Format::F16, Format::F16) => direct_pair::<F16>(isa, pair, input, both),
+        (1, Format::Bf16, Format::Bf16) => direct_pair::<Bf16>(isa, pair, input, both),
+        _ => {
+            let [first, second] = both;
+            totals(isa, w[0], panels[0], input, tiles.clone(), first);
+            totals(isa, w[1], panels[1], input, tiles, second);
+        }
+    }
+}
+
+fn direct_pair<W: Floats>(isa: Isa, panels: [&[u8]; 2], input: &Input, totals: [&mut Totals; 2]) {
+    isa.run(DirectPanels { panels, input, totals, format: PhantomData::<W> });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cases::{self, MATMUL, MatmulCase, Numbers, assert_close, assert_same_bits};
+    use crate::cpu::pack::pack;
+    use crate::formats::{Dense, Matrix};
+    use crate::memory::Arena;
+    use crate::reference;
+
+    /// The matrix of a case, packed, and its input.
+    fn setup(case: &MatmulCase, format: Format) -> (Packed, Vec<f32>, Numbers) {
+        let mut numbers = Numbers::new(case.seed());
+        let values = numbers.normal(case.rows * case.cols);
+        let x = numbers.normal(case.n * case.cols);
+        let w = Matrix::new(case.rows, case.cols, Dense::F32(&values));
+        let packed = pack(Isa::best(), &Pool::new(1), format, &w, &mut Arena::new()).unwrap();
+        (packed, x, numbers)
+    }
+
+    fn run(isa: Isa, n_threads: usize, w: &Packed, x: &[f32]) -> Vec<f32> {
+        let pool = Pool::new(n_threads);
+        let mut input = Input::new();
+        input.set(isa, &pool, x, w.cols(), &[w.format()]);
+        let mut out = vec![f32::NAN; input.n * w.rows()];
+        linear(isa, &pool, &input, &mut [Linear::new(w, &mut out)]);
+        out
+    }
+
+    /// What an input is to a kernel.
+    fn seen(isa: Isa, format: Format, x: &[f32], cols: usize) -> Vec<f32> {
+        match format {
+            Format::Q8 if isa.has_integers() => reference::quantize(x, cols, 32767.0),
+            Format::Q4 if isa.has_integers() => reference::quantize(x, cols, 127.0),
+            Format::F32 | Format::F16 | Format::Bf16 | Format::Q8 | Format::Q4 => x.to_vec(),
+        }
+    }
+
+    #[test]
+    fn linear_matches_the_reference_in_every_format() {
+        for case in MATMUL {
+            for format in Format::ALL {
+                let (w, x, _) = setup(case, format);
+                let values = reference::unpack(&w);
+                for isa in Isa::available() {
+                    let mut want = vec![0.0; case.n * case.rows];
+                    reference::matmul(
+                        &values,
+                        case.rows,
+                        case.cols,
+                        &seen(isa, format, &x, case.cols),
+                        &mut want,
+                    );
+                    let place = format!("{case:?} {format} {isa:?}");
+                    assert_close(&run(isa, 2, &w, &x), &want, case.tolerance(), &place);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn quantised_activations_cost_little() {
+        let case = MatmulCase { n: 3, rows: 32, cols: 1024 };
+        for (format, tolerance) in [(Format::Q8, 3e-5), (Format::Q4, 8e-3)] {
+            let (w, x, _) = setup(&case, format);
+            let mut want = vec![0.0; case.n * case.rows];
+            reference::matmul(&reference::unpack(&w), case.rows, case.cols, &x, &mut want);
+            for isa in Isa::available() {
+                let got = run(isa, 1, &w, &x);
+                let error: f32 = got.iter().zip(&want).map(|(a, b)| (a - b).powi(2)).sum();
+                let size: f32 = want.iter().map(|v| v * v).sum();
+                assert!(
+                    (error / size).sqrt() < tolerance,
+                    "{format} {isa:?}: {}",
+                    (error / size).sqrt()
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn the_bits_depend_on_neither_threads_nor_tokens() {
+        for case in MATMUL {
+            for format in Format::ALL {
+                let (w, x, _) = setup(case, format);
+                for isa in Isa::available() {
+                    let one_by_one: Vec<_> =
+                        x.chunks(case.cols).flat_map(|x| run(isa, 1, &w, x)).collect();
+                    for n_threads in [1, 2, 3] {
+                        let place = format!("{case:?} {format} {isa:?} {n_threads} threads");
+                        assert_same_bits(&run(isa, n_threads, &w, &x), &one_by_one, &place);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn several_layers_with_bias_and_residual_in_one_region() {
+        let shapes = [(40, Format::Bf16), (16, Format::Q8), (7, Format::Q4), (33, Format::F32)];
+        for n in [1, 2, 9] {
+            for isa in Isa::available() {
+                let cases =
+                    shapes.map(|(rows, format)| (MatmulCase { n, rows, cols: 130 }, format));
+                let weights = cases.map(|(case, format)| setup(&case, format).0);
+                let mut numbers = Numbers::new(8);
+                let x = numbers.normal(n * 130);
+                let bias = numbers.normal(40);
+                let before = numbers.normal(n * 40);
+                let apart: Vec<_> = weights.iter().map(|w| run(isa, 1, w, &x)).collect();
+
+                let mut outs = weights.each_ref().map(|w| vec![0.0; n * w.rows()]);
+                let mut layers: Vec<_> =
+                    weights.iter().zip(&mut outs).map(|(w, out)| Linear::new(w, out)).collect();
+                let pool = Pool::new(2);
+                let mut input = Input::new();
+                input.set(isa, &pool, &x, 130, &Format::ALL);
+                linear(isa, &pool, &input, &mut layers);
+                for (apart, out) in apart.iter().zip(&outs) {
+                    assert_same_bits(out, apart, &format!("{n} {isa:?}"));
+                }
+
+                let mut out = before.clone();
+                let layer = Linear { w: &weights[0], bias: Some(&bias), add: true, out: &mut out };
+                linear(isa, &pool, &input, &mut [layer]);
+                let sum = |(i, x): (usize, &f32)| before[i] + (x + bias[i % 40]);
+                let want: Vec<_> = apart[0].iter().enumerate().map(sum).collect();
+                assert_same_bits(&out, &want, &format!("{n} {isa:?} residual"));
+            }
+        }
+    }
+
+    #[test]
+    fn a_gated_layer_is_two_layers_and_a_gate() {
+        for n in [1, 2, 7, 300] {
+            for formats in [
+                [Format::Bf16; 2],
+                [Format::Q4; 2],
+                [Format::Q8, Format::Q4],
+                [Format::F16, Format::F32],
+            ] {
+                let case = MatmulCase { n, rows: 37, cols: 100 };
+                let ups = MatmulCase { rows: 37, cols: 100, n: n + 1 };
+                let (gate, up) = (setup(&case, formats[0]).0, setup(&ups, formats[1]).0);
+                let x = Numbers::new(9).normal(n * 100);
+                for isa in Isa::available() {
+                    let pool = Pool::new(2);
+                    let mut want = run(isa, 1, &gate, &x);
+                    let act = Activation::Silu;
+                    crate::cpu::elementwise::gated(
+                        isa,
+                        &pool,
+                        act,
+                        &mut want,
+                        &run(isa, 1, &up, &x),
+                    );
+                    let mut input = Input::new();
+                    input.set(isa, &pool, &x, 100, &formats);
+                    let mut out = vec![f32::NAN; n * 37];
+                    gated_linear(isa, &pool, &input, act, &gate, &up, &mut out);
+                    assert_same_bits(&out, &want, &format!("{n} {formats:?} {isa:?}"));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_finite_is_not_hidden() {
+        let case = MatmulCase { n: 2, rows: 20, cols: 300 };
+        for format in Format::ALL {
+            for isa in Isa::available() {
+                for bad in [f32::NAN, f32::INFINITY] {
+                    // In the activations: the token's outputs, not the other's.
+                    let (w, mut x, mut numbers) = setup(&case, format);
+                    x[270] = bad;
+                    let out = run(isa, 1, &w, &x);
+                    assert!(out[..20].iter().all(|v| !v.is_finite()), "{format} {isa:?} {bad}");
+                    assert!(out[20..].iter().all(|v| v.is_finite()), "{format} {isa:?} {bad}");
+                    // In the weights: the row's outputs, not the others'.
+                    let mut values = numbers.normal(20 * 300);
+                    values[7 * 300 + 40] = bad;
+                    let w = Matrix::new(20, 300, Dense::F32(&values));
+                    let w = pack(isa, &Pool::new(1), format, &w, &mut Arena::new()).unwrap();
+                    for n in 1..3 {
+                        let out = run(isa, 1, &w, &numbers.normal(n * 300));
+                        for (i, out) in out.iter().enumerate() {
+                            assert_eq!(
+                                out.is_finite(),
+                                i % 20 != 7,
+                                "{format} {isa:?} {bad} row {i}: {out}"
+                            );
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn extreme_integers_do_not_overflow() {
+        // Weights and activations that are all at the ends of their ranges.
+        for format in [Format::Q8, Format::Q4] {
+            for sign in [1.0, -1.0] {
+                for n in [1, 6] {
+                    let (rows, cols) = (16, 1024);
+                    let values = vec![sign; rows * cols];
+                    let w = Matrix::new(rows, cols, Dense::F32(&values));
+                    let w =
+                        pack(Isa::best(), &Pool::new(1), format, &w, &mut Arena::new()).unwrap();
+                    for isa in Isa::available() {
+                        for x in [3.0, -3.0] {
+                            let got = run(isa, 1, &w, &vec![x; n * cols]);
+                            let want = vec![sign * x * cols as f32; n * rows];
+                            cases::assert_close(
+                                &got,
+                                &want,
+                                2e-3 * 3072.0,
+                                &format!("{format} {isa:?}"),
+                            );
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
