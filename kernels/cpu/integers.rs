@@ -24,32 +24,44 @@ use super::quantized::{CODES, Q4_COLUMNS, Q8_COLUMNS, q4_row_scales, q4_span, q8
 use super::simd::Avx2;
 use crate::packed::{COLUMNS, PANEL, Q4_GROUP, Q8_GROUP};
 
-/// The dot products of a q8 panel with the tokens of some tiles, added to `totals`.
-pub(crate) fn q8(_: Avx2, panel: &[u8], input: &Input, tiles: Range<usize>, totals: &mut Totals) {
-    // SAFETY: an `Avx2` exists only where the CPU has the instructions.
-    unsafe {
-        if input.n == 1 {
-            q8_single(panel, input, &mut totals[0])
-        } else {
-            q8_tiles(panel, input, tiles, totals)
-        }
+/// The dot products of q8 panels with the tokens of some tiles, added to `totals`.
+pub(crate) fn q8<const P: usize>(
+    _: Avx2,
+    panels: [&[u8]; P],
+    input: &Input,
+    tiles: &Range<usize>,
+    totals: [&mut Totals; P],
+) {
+    if input.n == 1 {
+        // SAFETY: an `Avx2` exists only where the CPU has the instructions.
+        return unsafe { q8_single(panels, input, totals.map(|totals| &mut totals[0])) };
+    }
+    for (panel, totals) in panels.into_iter().zip(totals) {
+        // SAFETY: as above.
+        unsafe { q8_tiles(panel, input, tiles.clone(), totals) };
     }
 }
 
-/// The dot products of a q4 panel with the tokens of some tiles, added to `totals`, which are zero.
-pub(crate) fn q4(_: Avx2, panel: &[u8], input: &Input, tiles: Range<usize>, totals: &mut Totals) {
-    // SAFETY: an `Avx2` exists only where the CPU has the instructions.
-    unsafe {
-        if input.n == 1 {
-            q4_single(panel, input, &mut totals[0]);
-        } else {
-            q4_tiles(panel, input, tiles.clone(), totals);
-        }
+/// The dot products of q4 panels with the tokens of some tiles; `totals` are zeros.
+pub(crate) fn q4<const P: usize>(
+    _: Avx2,
+    panels: [&[u8]; P],
+    input: &Input,
+    tiles: &Range<usize>,
+    totals: [&mut Totals; P],
+) {
+    if input.n == 1 {
+        // SAFETY: an `Avx2` exists only where the CPU has the instructions.
+        return unsafe { q4_single(panels, input, totals.map(|totals| &mut totals[0])) };
     }
-    let scales = q4_row_scales(panel);
-    let n = totals.len().min(input.n - tiles.start * TILE);
-    for total in &mut totals[..n] {
-        total.iter_mut().zip(scales).for_each(|(total, scale)| *total *= scale);
+    let tokens = input.n.min(tiles.end * TILE) - tiles.start * TILE;
+    for (panel, totals) in panels.into_iter().zip(totals) {
+        // SAFETY: as above.
+        unsafe { q4_tiles(panel, input, tiles.clone(), totals) };
+        let scales = q4_row_scales(panel);
+        for total in &mut totals[..tokens] {
+            total.iter_mut().zip(scales).for_each(|(total, scale)| *total *= scale);
+        }
     }
 }
 
@@ -124,17 +136,26 @@ fn q8_pairs(values: __m256i) -> [__m256i; 2] {
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-fn q8_single(panel: &[u8], input: &Input, totals: &mut [f32; PANEL]) {
+fn q8_single<const P: usize>(
+    panels: [&[u8]; P],
+    input: &Input,
+    mut totals: [&mut [f32; PANEL]; P],
+) {
     for span in 0..input.spans() {
         let (start, columns) = input.integers(span, 0);
         let (x, _) = input.words[start..start + columns].as_chunks::<COLUMNS>();
-        let mut sums = [_mm256_setzero_ps(); 2];
-        for (group, x) in q8_span(panel, span).iter().zip(x) {
-            q8_single_group(group, x, &mut sums);
+        let w = panels.map(|panel| &q8_span(panel, span)[..x.len()]);
+        let mut sums = [[_mm256_setzero_ps(); 2]; P];
+        for (i, x) in x.iter().enumerate() {
+            for p in 0..P {
+                q8_single_group(&w[p][i], x, &mut sums[p]);
+            }
         }
         let scale = input.word_scales[span];
-        add_scaled(sums[0], scale, totals, 0);
-        add_scaled(sums[1], scale, totals, 8);
+        for (sums, totals) in sums.iter().zip(&mut totals) {
+            add_scaled(sums[0], scale, totals, 0);
+            add_scaled(sums[1], scale, totals, 8);
+        }
     }
 }
 
@@ -280,21 +301,34 @@ fn q4_scales(group: &[u8; Q4_GROUP], at: usize) -> (__m256i, [__m256i; 2]) {
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-fn q4_single(panel: &[u8], input: &Input, totals: &mut [f32; PANEL]) {
+fn q4_single<const P: usize>(
+    panels: [&[u8]; P],
+    input: &Input,
+    mut totals: [&mut [f32; PANEL]; P],
+) {
     let table = table(32);
     for span in 0..input.spans() {
         let (start, columns) = input.integers(span, 0);
         let (x, _) = input.bytes[start..start + columns].as_chunks::<COLUMNS>();
-        let (x_sums, _) = input.sums[start / 16..(start + columns) / 16].as_chunks::<4>();
-        let (mut sums, mut offsets) = ([_mm256_setzero_si256(); 2], [_mm256_setzero_si256(); 2]);
-        for ((group, x), x_sums) in q4_span(panel, span).iter().zip(x).zip(x_sums) {
-            q4_single_group(group, x, x_sums, table, &mut sums, &mut offsets);
+        let x_sums = &input.sums[start / 16..].as_chunks::<4>().0[..x.len()];
+        let w = panels.map(|panel| &q4_span(panel, span)[..x.len()]);
+        let mut sums = [[_mm256_setzero_si256(); 2]; P];
+        let mut offsets = sums;
+        for (i, x) in x.iter().enumerate() {
+            for p in 0..P {
+                q4_single_group(&w[p][i], x, &x_sums[i], table, &mut sums[p], &mut offsets[p]);
+            }
         }
-        for i in 0..2 {
-            // What the codes were raised by, times the sums of the activations.
-            let sum = _mm256_sub_epi32(sums[i], _mm256_slli_epi32::<5>(offsets[i]));
-            add_scaled(_mm256_cvtepi32_ps(sum), input.byte_scales[span], totals, 8 * i);
+        for (p, totals) in totals.iter_mut().enumerate() {
+            for i in 0..2 {
+                // What the codes were raised by, times the sums of the activations.
+                let sum = _mm256_sub_epi32(sums[p][i], _mm256_slli_epi32::<5>(offsets[p][i]));
+                add_scaled(_mm256_cvtepi32_ps(sum), input.byte_scales[span], totals, 8 * i);
+            }
         }
+    }
+    for (panel, totals) in panels.into_iter().zip(totals) {
+        totals.iter_mut().zip(q4_row_scales(panel)).for_each(|(total, scale)| *total *= scale);
     }
 }
 
