@@ -4,6 +4,7 @@ use half::{bf16, f16};
 
 use crate::cpu::attention::{Attention, BLOCK, Kv, KvView};
 use crate::cpu::elementwise::{Activation, Rope, RopeStyle};
+use crate::cpu::mamba::{Mamba, Weights};
 use crate::packed::{Format, PANEL, Packed};
 
 /// `out = x · wᵀ`, with `w` `[rows, cols]`, `x` `[n, cols]`, `out` `[n, rows]`.
@@ -216,4 +217,40 @@ pub fn quantize(x: &[f32], cols: usize, limit: f32) -> Vec<f32> {
         span.iter_mut().for_each(|x| *x = (*x * inverse).round_ties_even() * (top / limit));
     }
     out
+}
+
+/// The core of a Mamba-2 mixer from an empty state: `x` is `[n, in_dim]`, `out` `[n, inner]`.
+pub fn mamba(m: &Mamba, w: &Weights<'_>, x: &[f32], out: &mut [f32]) {
+    let (inner, conv_dim, group) = (m.inner(), m.conv_dim(), m.inner() / m.n_groups);
+    let silu = |x: f64| x / (1.0 + (-x).exp());
+    let row = |t: usize| &x[t * m.in_dim()..][..m.in_dim()];
+    let channel = |t: usize, i: usize| {
+        let first = w.conv_bias.map_or(0.0, |bias| f64::from(bias[i]));
+        let taps = (0..m.conv_width).filter(|back| *back <= t).map(|back| {
+            let weight = w.conv[(m.conv_width - 1 - back) * conv_dim + i];
+            f64::from(weight) * f64::from(row(t - back)[inner + i])
+        });
+        silu(first + taps.sum::<f64>())
+    };
+    let mut state = vec![0.0_f64; m.head_state()];
+    for (t, out) in out.chunks_exact_mut(inner).enumerate() {
+        for (i, out) in out.iter_mut().enumerate() {
+            let head = i / m.head_dim;
+            let b = inner + head / (m.n_heads / m.n_groups) * m.state_dim;
+            let c = b + m.n_groups * m.state_dim;
+            let dt = f64::from(row(t)[inner + conv_dim + head]) + f64::from(w.step[head]);
+            let dt = dt.exp().ln_1p().clamp(f64::from(m.step_min), f64::from(m.step_max));
+            let (x, kept) = (channel(t, i), (f64::from(w.decay[head]) * dt).exp());
+            let mut y = f64::from(w.skip[head]) * x;
+            for (j, h) in state[i * m.state_dim..][..m.state_dim].iter_mut().enumerate() {
+                *h = kept * *h + dt * x * channel(t, b + j);
+                y += *h * channel(t, c + j);
+            }
+            *out = (y * silu(f64::from(row(t)[i]))) as f32;
+        }
+        for (out, weight) in out.chunks_exact_mut(group).zip(w.norm.chunks_exact(group)) {
+            let row = out.to_vec();
+            rms_norm(&row, weight, m.eps, out);
+        }
+    }
 }

@@ -7,6 +7,7 @@ pub mod input;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod integers;
 pub mod linear;
+pub mod mamba;
 pub(crate) mod math;
 pub mod matmul;
 pub mod pack;
