@@ -11,19 +11,24 @@
 
 mod bloom;
 pub mod config;
+mod deepseek;
+mod experts;
 mod falcon;
 mod fp8;
 mod gpt2;
 mod gptj;
 mod helium;
 mod llama;
+mod mamba2;
 mod ministral;
 mod ministral3;
 mod mistral;
 mod mistral3;
+mod mistral4;
 mod mixtral;
 pub mod names;
 mod nemotron;
+mod nemotron_h;
 mod olmo2;
 mod qwen;
 mod rope;
@@ -39,17 +44,21 @@ pub type Describe = fn(&Config) -> Result<Architecture, ConfigError>;
 /// Every family this crate can describe, by the name that `architectures` in `config.json` gives it.
 pub const FAMILIES: &[(&str, Describe)] = &[
     ("BloomForCausalLM", bloom::describe),
+    ("DeepseekV3ForCausalLM", deepseek::describe),
     ("FalconForCausalLM", falcon::describe),
     ("GPT2LMHeadModel", gpt2::describe),
     ("GPTJForCausalLM", gptj::describe),
     ("HeliumForCausalLM", helium::describe),
     ("LlamaForCausalLM", llama::describe),
+    ("Mamba2ForCausalLM", mamba2::describe),
     ("MinistralForCausalLM", ministral::describe),
     ("Ministral3ForCausalLM", ministral3::describe),
     ("MistralForCausalLM", mistral::describe),
     ("Mistral3ForConditionalGeneration", mistral3::describe),
+    ("Mistral4ForCausalLM", mistral4::describe),
     ("MixtralForCausalLM", mixtral::describe),
     ("NemotronForCausalLM", nemotron::describe),
+    ("NemotronHForCausalLM", nemotron_h::describe),
     ("Olmo2ForCausalLM", olmo2::describe),
     ("Qwen2ForCausalLM", qwen::describe_2),
     ("Qwen3ForCausalLM", qwen::describe_3),

@@ -9,15 +9,19 @@ use crate::spec::{Architecture, QueryScale};
 
 pub(crate) fn describe(c: &Config) -> Result<Architecture, ConfigError> {
     let mut ministral = mistral::describe(c)?;
-    let Some(rope) = c.section("rope_parameters")? else { return Ok(ministral) };
-    if let Some(beta) = rope.maybe_number("llama_4_scaling_beta")?.filter(|beta| *beta != 0.0) {
-        let scale = QueryScale {
-            beta: beta as f32,
-            original: rope.count("original_max_position_embeddings")?,
-        };
+    if let Some(scale) = query_scale(c)? {
         for attention in ministral.attentions_mut() {
             attention.query_scale = Some(scale);
         }
     }
     Ok(ministral)
+}
+
+/// The scale of the queries that `rope_parameters` names, unless it is none.
+pub(crate) fn query_scale(c: &Config) -> Result<Option<QueryScale>, ConfigError> {
+    let Some(rope) = c.section("rope_parameters")? else { return Ok(None) };
+    let beta = rope.maybe_number("llama_4_scaling_beta")?.filter(|beta| *beta != 0.0);
+    let Some(beta) = beta else { return Ok(None) };
+    let original = rope.count("original_max_position_embeddings")?;
+    Ok(Some(QueryScale { beta: beta as f32, original }))
 }

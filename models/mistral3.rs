@@ -4,7 +4,7 @@
 
 use crate::config::{Config, ConfigError};
 use crate::spec::Architecture;
-use crate::{ministral3, mistral};
+use crate::{ministral3, mistral, mistral4};
 
 pub(crate) fn describe(c: &Config) -> Result<Architecture, ConfigError> {
     let Some(text) = c.section("text_config")? else {
@@ -25,9 +25,10 @@ pub(crate) fn describe(c: &Config) -> Result<Architecture, ConfigError> {
     let mut model = match kind.as_str() {
         "mistral" => mistral::describe(&text)?,
         "ministral3" => ministral3::describe(&text)?,
+        "mistral4" => mistral4::describe(&text)?,
         other => {
             return Err(ConfigError::unsupported(format!(
-                "`text_config.model_type` is \"{other}\", which is not among: mistral, ministral3"
+                "`text_config.model_type` is \"{other}\", which is not among: mistral, ministral3, mistral4"
             )));
         }
     };

@@ -4,20 +4,13 @@
 //! normalised again, which equals a softmax over the chosen ones.
 
 use crate::config::{Config, ConfigError};
-use crate::mistral;
-use crate::spec::{Architecture, Experts, Mlp};
-
-/// More experts than any model has.
-const MAX_EXPERTS: usize = 4096;
+use crate::spec::{Architecture, Experts, Mlp, Router, Scores};
+use crate::{experts, mistral};
 
 pub(crate) fn describe(c: &Config) -> Result<Architecture, ConfigError> {
     let mut mixtral = mistral::describe(c)?;
     let (n_experts, n_active) = counts(c)?;
-    if n_experts > MAX_EXPERTS || n_active > n_experts {
-        return Err(ConfigError::bad(format!(
-            "{n_active} of {n_experts} experts are to be used, expected at most {MAX_EXPERTS} experts, and no more used than there are"
-        )));
-    }
+    experts::check(n_experts, n_active)?;
     for layer in &mut mixtral.layers {
         if let Some(Mlp::Gated(dense)) = &layer.mlp {
             layer.mlp = Some(Mlp::Experts(Experts {
@@ -25,6 +18,15 @@ pub(crate) fn describe(c: &Config) -> Result<Architecture, ConfigError> {
                 n_active,
                 inner: dense.inner,
                 activation: dense.activation,
+                gated: true,
+                router: Router {
+                    scores: Scores::Softmax,
+                    correction: false,
+                    groups: None,
+                    normalised: true,
+                    factor: 1.0,
+                },
+                shared: None,
             }));
         }
     }

@@ -46,12 +46,52 @@ pub enum Part {
     Down,
     /// Router of the experts, `[n_experts, hidden]`.
     Router,
+    /// What is added to the experts' scores for the choice, `[n_experts]`; a tensor without suffix.
+    RouterCorrection,
     /// Gate projection of one expert.
     ExpertGate,
     /// Up projection of one expert.
     ExpertUp,
     /// Down projection of one expert.
     ExpertDown,
+    /// Gate, then up projections of all experts, `[n_experts, 2 · inner, hidden]`; a tensor without suffix.
+    AllGateUp,
+    /// Up projections of all experts without gate, `[n_experts, inner, hidden]`; a tensor without suffix.
+    AllUp,
+    /// Down projections of all experts, `[n_experts, hidden, inner]`; a tensor without suffix.
+    AllDown,
+    /// Gate projection of the shared expert.
+    SharedGate,
+    /// Up projection of the shared expert.
+    SharedUp,
+    /// Down projection of the shared expert.
+    SharedDown,
+    /// Projection to the latent of the queries, `[q_rank, hidden]`.
+    QLatent,
+    /// Norm of the latent of the queries.
+    QLatentNorm,
+    /// Query projection from the latent, `[n_heads · k_dim, q_rank]`.
+    QFromLatent,
+    /// Projection to the latent of keys and values and to the shared rotated key, `[kv_rank + rotary_dim, hidden]`.
+    KvLatent,
+    /// Norm of the latent of keys and values.
+    KvLatentNorm,
+    /// Keys without position and values from the latent, `[n_heads · (nope_dim + v_dim), kv_rank]`.
+    KvFromLatent,
+    /// Input projection of a Mamba mixer: gate, channels of the convolution, time steps.
+    MambaIn,
+    /// Output projection of a Mamba mixer, `[hidden, inner]`.
+    MambaOut,
+    /// Convolution of a Mamba mixer, `[conv_dim, 1, conv_width]`.
+    MambaConv,
+    /// Logarithm of the decay of each head; a tensor without suffix.
+    MambaDecay,
+    /// How much of its input each head passes on; a tensor without suffix.
+    MambaSkip,
+    /// Bias of the time step of each head; a tensor without suffix.
+    MambaStep,
+    /// Gated norm of a Mamba mixer, `[inner]`.
+    MambaNorm,
 }
 
 /// The names of one way of storing a family.
@@ -127,6 +167,75 @@ pub const HUGGING_FACE: Names = Names {
         (Part::ExpertUp, "{P}layers.{L}.block_sparse_moe.experts.{E}.w3"),
     ],
     unused: UNUSED,
+};
+
+/// Latent attention and experts of DeepSeek-V3, which Mistral Large 3 and Mistral Small 4 share.
+pub const DEEPSEEK: Names = Names {
+    prefixes: HUGGING_FACE.prefixes,
+    parts: &[
+        (Part::Embed, "{P}embed_tokens"),
+        (Part::FinalNorm, "{P}norm"),
+        (Part::Head, "{H}lm_head"),
+        (Part::MixerNorm, "{P}layers.{L}.input_layernorm"),
+        (Part::MlpNorm, "{P}layers.{L}.post_attention_layernorm"),
+        (Part::Q, "{P}layers.{L}.self_attn.q_proj"),
+        (Part::QLatent, "{P}layers.{L}.self_attn.q_a_proj"),
+        (Part::QLatentNorm, "{P}layers.{L}.self_attn.q_a_layernorm"),
+        (Part::QFromLatent, "{P}layers.{L}.self_attn.q_b_proj"),
+        (Part::KvLatent, "{P}layers.{L}.self_attn.kv_a_proj_with_mqa"),
+        (Part::KvLatentNorm, "{P}layers.{L}.self_attn.kv_a_layernorm"),
+        (Part::KvFromLatent, "{P}layers.{L}.self_attn.kv_b_proj"),
+        (Part::O, "{P}layers.{L}.self_attn.o_proj"),
+        (Part::Gate, "{P}layers.{L}.mlp.gate_proj"),
+        (Part::Up, "{P}layers.{L}.mlp.up_proj"),
+        (Part::Down, "{P}layers.{L}.mlp.down_proj"),
+        (Part::Router, "{P}layers.{L}.mlp.gate"),
+        (Part::RouterCorrection, "{P}layers.{L}.mlp.gate.e_score_correction_bias"),
+        (Part::ExpertGate, "{P}layers.{L}.mlp.experts.{E}.gate_proj"),
+        (Part::ExpertUp, "{P}layers.{L}.mlp.experts.{E}.up_proj"),
+        (Part::ExpertDown, "{P}layers.{L}.mlp.experts.{E}.down_proj"),
+        (Part::AllGateUp, "{P}layers.{L}.mlp.experts.gate_up_proj"),
+        (Part::AllDown, "{P}layers.{L}.mlp.experts.down_proj"),
+        (Part::SharedGate, "{P}layers.{L}.mlp.shared_experts.gate_proj"),
+        (Part::SharedUp, "{P}layers.{L}.mlp.shared_experts.up_proj"),
+        (Part::SharedDown, "{P}layers.{L}.mlp.shared_experts.down_proj"),
+    ],
+    unused: UNUSED,
+};
+
+/// Nemotron-H and Mamba-2, whose blocks have one norm and one mixer each, whatever it is.
+pub const MAMBA: Names = Names {
+    prefixes: &[("backbone.", ""), ("model.", "")],
+    parts: &[
+        (Part::Embed, "{P}embeddings"),
+        (Part::FinalNorm, "{P}norm_f"),
+        (Part::Head, "lm_head"),
+        (Part::MixerNorm, "{P}layers.{L}.norm"),
+        (Part::MlpNorm, "{P}layers.{L}.norm"),
+        (Part::Q, "{P}layers.{L}.mixer.q_proj"),
+        (Part::K, "{P}layers.{L}.mixer.k_proj"),
+        (Part::V, "{P}layers.{L}.mixer.v_proj"),
+        (Part::O, "{P}layers.{L}.mixer.o_proj"),
+        (Part::Up, "{P}layers.{L}.mixer.up_proj"),
+        (Part::Down, "{P}layers.{L}.mixer.down_proj"),
+        (Part::Router, "{P}layers.{L}.mixer.gate"),
+        (Part::RouterCorrection, "{P}layers.{L}.mixer.gate.e_score_correction_bias"),
+        (Part::ExpertUp, "{P}layers.{L}.mixer.experts.{E}.up_proj"),
+        (Part::ExpertDown, "{P}layers.{L}.mixer.experts.{E}.down_proj"),
+        (Part::AllUp, "{P}layers.{L}.mixer.experts.up_proj"),
+        (Part::AllDown, "{P}layers.{L}.mixer.experts.down_proj"),
+        (Part::SharedUp, "{P}layers.{L}.mixer.shared_experts.up_proj"),
+        (Part::SharedDown, "{P}layers.{L}.mixer.shared_experts.down_proj"),
+        (Part::MambaIn, "{P}layers.{L}.mixer.in_proj"),
+        (Part::MambaOut, "{P}layers.{L}.mixer.out_proj"),
+        (Part::MambaConv, "{P}layers.{L}.mixer.conv1d"),
+        (Part::MambaDecay, "{P}layers.{L}.mixer.A_log"),
+        (Part::MambaSkip, "{P}layers.{L}.mixer.D"),
+        (Part::MambaStep, "{P}layers.{L}.mixer.dt_bias"),
+        (Part::MambaNorm, "{P}layers.{L}.mixer.norm"),
+    ],
+    // Layers that guess further tokens.
+    unused: &["rotary_emb.inv_freq", ".input_scale", ".activation_scale", "mtp."],
 };
 
 /// Rotary frequencies follow from the configuration; activations are not quantised, so their scales are not needed;

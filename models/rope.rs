@@ -98,6 +98,7 @@ fn scaling(c: &Config, section: &Config) -> Result<RopeScaling, ConfigError> {
     // Written by transformers beside the settings of every type, or read by the family itself.
     section.ignore(&[
         "llama_4_scaling_beta",
+        "max_position_embeddings",
         "original_max_position_embeddings",
         "partial_rotary_factor",
     ]);
@@ -148,6 +149,28 @@ fn yarn(c: &Config, section: &Config) -> Result<RopeScaling, ConfigError> {
         magnitude: yarn_magnitude(section, factor)?,
         truncate: section.flag("truncate", true)?,
     })
+}
+
+/// The square of the second magnitude that latent attention multiplies its scores by: `(0.1 mscale_all_dim ln(factor) +
+/// 1)²`, or 1 where the rotary embedding is not stretched or names no `mscale_all_dim`.
+///
+/// References disagree on Mistral Small 4: transformers and DeepSeek's own code multiply as is done here; others read
+/// from Mistral's `"apply_scale": false` that nothing is multiplied. A configuration in the form of Hugging Face
+/// cannot say `apply_scale`, so the reference that defines that form is followed; `"apply_scale": false` beside
+/// `mscale_all_dim` is honoured all the same.
+pub(crate) fn latent_magnitude(c: &Config) -> Result<f64, ConfigError> {
+    let Some(section) = c.section("rope_parameters")?.or(c.section("rope_scaling")?) else {
+        return Ok(1.0);
+    };
+    let kind = section.maybe_text("rope_type")?.or(section.maybe_text("type")?);
+    let all_dim = section.maybe_number("mscale_all_dim")?.filter(|m| *m != 0.0);
+    let (Some("yarn"), Some(all_dim), true) = (kind, all_dim, section.flag("apply_scale", true)?)
+    else {
+        return Ok(1.0);
+    };
+    let factor = factor(&section)?;
+    let magnitude = if factor <= 1.0 { 1.0 } else { 0.1 * all_dim * factor.ln() + 1.0 };
+    Ok(magnitude * magnitude)
 }
 
 /// What sines and cosines are multiplied by.

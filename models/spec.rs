@@ -108,6 +108,62 @@ pub enum NormKind {
 pub enum Mixer {
     /// Softmax attention over the cache.
     Attention(Attention),
+    /// Softmax attention whose keys and values come from a narrow latent vector.
+    Latent(Latent),
+    /// A recurrence over a state of fixed size.
+    Mamba(Mamba),
+}
+
+/// Latent attention (DeepSeek-AI 2024, arXiv:2405.04434, section 2.1): keys and values of all heads are made from one
+/// narrow vector per position, and one rotated key part is shared by all heads.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Latent {
+    /// Heads of queries, keys and values.
+    pub n_heads: usize,
+    /// Width of the latent that queries are made from; `None`: from the residual stream.
+    pub q_rank: Option<usize>,
+    /// Width of the latent that keys and values are made from.
+    pub kv_rank: usize,
+    /// Elements of a query or key head that carry no position.
+    pub nope_dim: usize,
+    /// Width of a value head.
+    pub v_dim: usize,
+    /// The rotation of the elements behind those without position; its `rotary_dim` is their number.
+    pub rope: Rope,
+    /// Scores are multiplied by this.
+    pub scale: f32,
+    /// Biases of the projections from and to the residual stream.
+    pub bias: bool,
+    /// The norm of the latents.
+    pub norm: Norm,
+    /// Queries are scaled by their position.
+    pub query_scale: Option<QueryScale>,
+}
+
+/// Mamba-2 (Dao and Gu 2024, arXiv:2405.21060): a short convolution, then for each head a matrix state that decays
+/// and takes in one outer product per token.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Mamba {
+    /// Heads.
+    pub n_heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// Groups of heads that share what writes to and reads from the state; divides `n_heads`.
+    pub n_groups: usize,
+    /// Columns of a head's state.
+    pub state_dim: usize,
+    /// Positions that the convolution sees, the own one included.
+    pub conv_width: usize,
+    /// Whether the convolution has a bias.
+    pub conv_bias: bool,
+    /// Whether the projections have biases.
+    pub bias: bool,
+    /// Time steps are at least this.
+    pub step_min: f32,
+    /// Time steps are at most this; may be infinite.
+    pub step_max: f32,
+    /// Added to the mean square of each group of the gated norm.
+    pub eps: f32,
 }
 
 /// Softmax attention with grouped key/value heads.
@@ -241,7 +297,7 @@ pub enum Mlp {
     Gated(Dense),
     /// `down(act(up(x)))`.
     Plain(Dense),
-    /// A few of many gated MLPs, chosen per token.
+    /// A few of many MLPs, chosen per token.
     Experts(Experts),
 }
 
@@ -265,8 +321,48 @@ pub struct Experts {
     pub n_active: usize,
     /// Inner width of one expert.
     pub inner: usize,
-    /// The activation of the gate.
+    /// The activation.
     pub activation: Activation,
+    /// Whether each expert is [`Mlp::Gated`] or [`Mlp::Plain`].
+    pub gated: bool,
+    /// How experts are chosen and weighted.
+    pub router: Router,
+    /// An MLP of the same kind that every token passes besides.
+    pub shared: Option<Dense>,
+}
+
+/// How experts are chosen, and how their results are weighted.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Router {
+    /// What becomes of the router's outputs.
+    pub scores: Scores,
+    /// A stored number per expert is added to its score for the choice, not for the weight (DeepSeek-AI 2024,
+    /// arXiv:2412.19437, section 2.1.2).
+    pub correction: bool,
+    /// Experts are chosen among the best groups only.
+    pub groups: Option<Groups>,
+    /// The weights of the chosen experts are divided by their sum.
+    pub normalised: bool,
+    /// The weights are multiplied by this.
+    pub factor: f32,
+}
+
+/// Scores of experts from the router's outputs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scores {
+    /// Softmax over all experts.
+    Softmax,
+    /// The sigmoid of each.
+    Sigmoid,
+}
+
+/// Groups of neighbouring experts; a group counts as much as its two best experts together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Groups {
+    /// Number of groups; divides the number of experts into groups of two or more.
+    pub n_groups: usize,
+    /// Groups whose experts may be chosen.
+    pub n_active: usize,
 }
 
 /// Activation functions.
@@ -297,6 +393,8 @@ pub struct Stored {
     pub transposed: bool,
     /// Rows and columns that share a scale, where weights are stored in 8-bit floats; `None`: the whole matrix.
     pub fp8_block: Option<[usize; 2]>,
+    /// Layers behind the last one that only guess further tokens (multi-token prediction): never used.
+    pub extra_layers: usize,
 }
 
 impl Stored {
@@ -309,6 +407,7 @@ impl Stored {
             qkv: Qkv::Separate,
             transposed: false,
             fp8_block: None,
+            extra_layers: 0,
         }
     }
 }
@@ -327,10 +426,12 @@ pub enum Qkv {
 impl Architecture {
     /// The attention of each layer that has one.
     pub(crate) fn attentions_mut(&mut self) -> impl Iterator<Item = &mut Attention> {
-        self.layers
-            .iter_mut()
-            .filter_map(|layer| layer.mixer.as_mut())
-            .map(|Mixer::Attention(attention)| attention)
+        self.layers.iter_mut().filter_map(|layer| layer.mixer.as_mut()).filter_map(|mixer| {
+            match mixer {
+                Mixer::Attention(attention) => Some(attention),
+                Mixer::Latent(_) | Mixer::Mamba(_) => None,
+            }
+        })
     }
 
     /// Number of parameters, from the shapes, tied weights counted once; `u64::MAX` if there are more.
@@ -359,14 +460,32 @@ impl Layer {
     pub fn attention(&self) -> Option<&Attention> {
         match &self.mixer {
             Some(Mixer::Attention(attention)) => Some(attention),
-            None => None,
+            Some(Mixer::Latent(_) | Mixer::Mamba(_)) | None => None,
+        }
+    }
+
+    /// The rotation of the layer's queries and keys, if they turn.
+    #[must_use]
+    pub fn rope(&self) -> Option<&Rope> {
+        match self.mixer.as_ref()? {
+            Mixer::Attention(attention) => match &attention.position {
+                Position::Rope(rope) => Some(rope),
+                Position::None | Position::Alibi { .. } => None,
+            },
+            Mixer::Latent(latent) => Some(&latent.rope),
+            Mixer::Mamba(_) => None,
         }
     }
 
     fn n_parameters(&self, hidden: usize) -> u128 {
         let norms = [&self.mixer_norm, &self.post_mixer_norm, &self.mlp_norm, &self.post_mlp_norm];
         let norms: u128 = norms.into_iter().flatten().map(|n| n.n_parameters(hidden)).sum();
-        let mixer = self.attention().map_or(0, |attention| attention.n_parameters(hidden));
+        let mixer = match &self.mixer {
+            None => 0,
+            Some(Mixer::Attention(attention)) => attention.n_parameters(hidden),
+            Some(Mixer::Latent(latent)) => latent.n_parameters(hidden),
+            Some(Mixer::Mamba(mamba)) => mamba.n_parameters(hidden),
+        };
         norms + mixer + self.mlp.as_ref().map_or(0, |mlp| mlp.n_parameters(hidden))
     }
 }
@@ -408,17 +527,81 @@ impl Attention {
     }
 }
 
+impl Latent {
+    /// Width of a query or key head.
+    #[must_use]
+    pub fn k_dim(&self) -> usize {
+        self.nope_dim + self.rope.rotary_dim
+    }
+
+    fn n_parameters(&self, hidden: usize) -> u128 {
+        let (heads, rank) = (self.n_heads as u128, self.kv_rank as u128);
+        let (q, v) = (heads * self.k_dim() as u128, heads * self.v_dim as u128);
+        let (latent, kv) = (rank + self.rope.rotary_dim as u128, heads * self.nope_dim as u128 + v);
+        let (hidden, bias) = (hidden as u128, u128::from(self.bias));
+        let query = match self.q_rank {
+            Some(r) => r as u128 * (hidden + q + bias) + self.norm.n_parameters(r),
+            None => hidden * q,
+        };
+        let norm = self.norm.n_parameters(self.kv_rank);
+        query + (hidden + bias) * latent + norm + rank * kv + hidden * (v + bias)
+    }
+}
+
+impl Mamba {
+    /// Width of all heads together.
+    #[must_use]
+    pub fn inner(&self) -> usize {
+        self.n_heads * self.head_dim
+    }
+
+    /// Channels of the convolution: what enters the heads, then for each group what writes to its states, then
+    /// what reads from them.
+    #[must_use]
+    pub fn conv_dim(&self) -> usize {
+        self.inner() + 2 * self.n_groups * self.state_dim
+    }
+
+    /// Width of the input projection: gate, channels of the convolution, time steps.
+    #[must_use]
+    pub fn in_dim(&self) -> usize {
+        self.inner() + self.conv_dim() + self.n_heads
+    }
+
+    fn n_parameters(&self, hidden: usize) -> u128 {
+        let (inner, conv, input) =
+            (self.inner() as u128, self.conv_dim() as u128, self.in_dim() as u128);
+        let (hidden, bias) = (hidden as u128, u128::from(self.bias));
+        let conv = conv * (self.conv_width as u128 + u128::from(self.conv_bias));
+        // The decay, the skip and the bias of the time step of each head; the gated norm.
+        let small = 3 * self.n_heads as u128 + inner;
+        (hidden + bias) * input + conv + small + hidden * (inner + bias)
+    }
+}
+
+impl Dense {
+    fn n_parameters(&self, hidden: u128, gated: bool) -> u128 {
+        let (inner, n_in) = (self.inner as u128, if gated { 2 } else { 1 });
+        (n_in + 1) * hidden * inner + if self.bias { n_in * inner + hidden } else { 0 }
+    }
+}
+
+impl Experts {
+    fn n_parameters(&self, hidden: u128) -> u128 {
+        let expert = Dense { inner: self.inner, activation: self.activation, bias: false };
+        let router = hidden + u128::from(self.router.correction);
+        let shared = self.shared.as_ref().map_or(0, |dense| dense.n_parameters(hidden, self.gated));
+        self.n_experts as u128 * (expert.n_parameters(hidden, self.gated) + router) + shared
+    }
+}
+
 impl Mlp {
     fn n_parameters(&self, hidden: usize) -> u128 {
         let hidden = hidden as u128;
         match self {
-            Self::Gated(d) => {
-                3 * hidden * d.inner as u128 + if d.bias { 2 * d.inner as u128 + hidden } else { 0 }
-            }
-            Self::Plain(d) => {
-                2 * hidden * d.inner as u128 + if d.bias { d.inner as u128 + hidden } else { 0 }
-            }
-            Self::Experts(e) => e.n_experts as u128 * hidden * (3 * e.inner as u128 + 1),
+            Self::Gated(dense) => dense.n_parameters(hidden, true),
+            Self::Plain(dense) => dense.n_parameters(hidden, false),
+            Self::Experts(experts) => experts.n_parameters(hidden),
         }
     }
 }

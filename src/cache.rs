@@ -30,7 +30,7 @@ impl KvCache {
         self.len() == 0
     }
 
-    /// Bytes of keys and values in use.
+    /// Bytes of keys, values and states in use.
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.state.bytes()
@@ -38,8 +38,8 @@ impl KvCache {
 
     /// Forgets every token from `len` on.
     ///
-    /// `false` if a sliding window has moved past what the earlier tokens need: everything is
-    /// forgotten then, and the tokens must pass again.
+    /// `false` if a sliding window has moved past what the earlier tokens need, or the model has recurrent layers,
+    /// which only remember what the last token left: everything is forgotten then, and the tokens must pass again.
     pub fn truncate(&mut self, len: usize) -> bool {
         self.state.truncate(len)
     }

@@ -154,7 +154,10 @@ impl Session {
         };
         logits.clear();
         let cancel = self.cancel.clone();
-        self.model.run(ids, cache, Rows::Last, logits, &|| !cancel.is_cancelled())?;
+        let result = self.model.run(ids, cache, Rows::Last, logits, &|| !cancel.is_cancelled());
+        // A model with recurrent layers cannot go back: its cache may be empty now.
+        self.tokens.truncate(cache.len());
+        result?;
         self.tokens.extend_from_slice(ids);
         Ok(())
     }

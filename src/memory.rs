@@ -5,6 +5,7 @@
 
 use serde::Serialize;
 use tramontane_models::Architecture;
+use tramontane_models::spec::{Mixer, Mlp};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::nn::graph::CHUNK;
@@ -15,7 +16,7 @@ use crate::ops::{Format, KvFormat};
 pub struct Estimate {
     /// Weights.
     pub weights: u64,
-    /// Keys and values of a full context.
+    /// Keys and values of a full context, and the states of recurrent layers.
     pub cache: u64,
     /// Activations of one chunk of the prompt.
     pub buffers: u64,
@@ -82,7 +83,6 @@ impl Estimate {
 /// Bytes of weights in `format` that are read for one token: not the embedding, of which a token reads one row (unless
 /// it is the head too), and of experts only those that a token uses.
 pub(crate) fn weight_bytes_per_token(architecture: &Architecture, format: Format) -> u64 {
-    use tramontane_models::spec::Mlp;
     let per_parameter = match format {
         Format::Auto | Format::F32 => 4,
         Format::Bf16 | Format::F16 => 2,
@@ -92,35 +92,53 @@ pub(crate) fn weight_bytes_per_token(architecture: &Architecture, format: Format
     let positions = table(architecture.embedding.learned_positions.unwrap_or(0));
     let idle = |mlp: &Mlp| match mlp {
         Mlp::Gated(_) | Mlp::Plain(_) => 0,
-        Mlp::Experts(e) => (e.n_experts - e.n_active) as u64 * 3 * table(e.inner),
+        Mlp::Experts(e) => {
+            (e.n_experts - e.n_active) as u64 * if e.gated { 3 } else { 2 } * table(e.inner)
+        }
     };
     let idle: u64 =
         architecture.layers.iter().filter_map(|layer| layer.mlp.as_ref()).map(idle).sum();
     per_parameter * (architecture.n_parameters() - embed - positions - idle)
 }
 
-/// Bytes of keys and values of `context` tokens; layers whose window slides keep only what it sees.
+/// Bytes of keys and values of `context` tokens; layers whose window slides keep only what it sees, and recurrent
+/// layers keep a state in f32 however long the text.
 fn cache_bytes(architecture: &Architecture, kv: KvFormat, context: usize) -> u64 {
     let per_element = match kv {
         KvFormat::Auto | KvFormat::F16 => 2,
         KvFormat::F32 => 4,
     };
-    let attention = architecture.layers.iter().filter_map(|layer| layer.attention());
-    let elements = attention.map(|a| {
-        let positions = a.window.map_or(context, |window| context.min(window + CHUNK));
-        2 * (a.kv_dim() * positions) as u64
-    });
-    per_element * elements.sum::<u64>()
+    let bytes = |mixer: &Mixer| match mixer {
+        Mixer::Attention(a) => {
+            let positions = a.window.map_or(context, |window| context.min(window + CHUNK));
+            per_element * 2 * (a.kv_dim() * positions) as u64
+        }
+        Mixer::Latent(l) => {
+            per_element * (l.n_heads * (l.k_dim() + l.v_dim)) as u64 * context as u64
+        }
+        Mixer::Mamba(m) => 4 * ((m.conv_width - 1) * m.conv_dim() + m.inner() * m.state_dim) as u64,
+    };
+    architecture.layers.iter().filter_map(|layer| layer.mixer.as_ref()).map(bytes).sum()
 }
 
 /// Bytes of the activations of one chunk, roughly: a few rows of each width.
 fn buffer_bytes(architecture: &Architecture) -> u64 {
-    use tramontane_models::spec::Mlp;
-    let attention = architecture.layers.iter().filter_map(|layer| layer.attention());
-    let mixer = attention.map(|a| 2 * a.q_dim() + 2 * a.kv_dim()).max().unwrap_or(0);
+    let width = |mixer: &Mixer| match mixer {
+        Mixer::Attention(a) => 2 * a.q_dim() + 2 * a.kv_dim(),
+        Mixer::Latent(l) => {
+            let latents = l.q_rank.unwrap_or(0) + 2 * l.kv_rank + l.rope.rotary_dim;
+            latents + l.n_heads * (2 * l.k_dim() + l.nope_dim + 3 * l.v_dim)
+        }
+        Mixer::Mamba(m) => m.in_dim() + m.inner(),
+    };
+    let mixers = architecture.layers.iter().filter_map(|layer| layer.mixer.as_ref());
+    let mixer = mixers.map(width).max().unwrap_or(0);
     let inner = |mlp: &Mlp| match mlp {
         Mlp::Gated(dense) | Mlp::Plain(dense) => dense.inner,
-        Mlp::Experts(experts) => experts.inner + architecture.hidden,
+        Mlp::Experts(experts) => {
+            let shared = experts.shared.as_ref().map_or(0, |dense| dense.inner);
+            experts.inner.max(shared) + architecture.hidden
+        }
     };
     let mlp = architecture
         .layers

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use candle_core::{Device, Tensor};
-use tramontane_models::spec::{Attention, Position, RopeScaling};
+use tramontane_models::spec::{Rope, RopeScaling};
 use tramontane_models::{Architecture, Config};
 
 use crate::cache::{KvCache, Runtime};
@@ -235,7 +235,7 @@ impl Model {
     /// # Errors
     ///
     /// If `ids` is empty, an id is outside the vocabulary, the cache belongs to another model or would outgrow the
-    /// context, or the device fails; the cache is then as before.
+    /// context, or the device fails; the cache is then as before, or empty if the model has recurrent layers.
     ///
     /// ```
     /// # use tramontane::{LoadOptions, Model};
@@ -361,10 +361,10 @@ impl std::fmt::Debug for Model {
 
 /// The longest sequence that the model was made for. Dynamic scaling goes beyond it by design.
 fn default_context(architecture: &Architecture) -> usize {
-    let attentions = architecture.layers.iter().filter_map(|layer| layer.attention());
-    let is_dynamic = |a: &Attention| matches!(&a.position, Position::Rope(rope) if matches!(rope.scaling, RopeScaling::Dynamic { .. }));
+    let is_dynamic = |rope: &Rope| matches!(rope.scaling, RopeScaling::Dynamic { .. });
+    let mut ropes = architecture.layers.iter().filter_map(|layer| layer.rope());
     match architecture.max_positions {
-        Some(n) if attentions.clone().any(is_dynamic) => n.max(DEFAULT_CONTEXT),
+        Some(n) if ropes.any(is_dynamic) => n.max(DEFAULT_CONTEXT),
         Some(n) => n,
         None => DEFAULT_CONTEXT,
     }

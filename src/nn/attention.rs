@@ -9,7 +9,7 @@ use crate::nn::graph::Step;
 use crate::nn::linear::{Linear, forward_all};
 use crate::nn::position::alibi_slopes;
 use crate::nn::weight::{At, Loader};
-use crate::ops::{AttendShape, KvFormat, KvShape, NormWeight, Ops, Rotation};
+use crate::ops::{AttendShape, Heads, KvFormat, KvShape, NormWeight, Ops, Rotation};
 
 /// The attention of one layer.
 pub struct Attention<D: Ops> {
@@ -84,7 +84,8 @@ impl<D: Ops> Attention<D> {
             shape: AttendShape {
                 n_heads: spec.n_heads,
                 n_kv_heads: spec.n_kv_heads,
-                head_dim: spec.head_dim,
+                k_dim: spec.head_dim,
+                v_dim: spec.head_dim,
                 scale: spec.scale,
                 window: spec.window,
                 alibi,
@@ -95,8 +96,8 @@ impl<D: Ops> Attention<D> {
     /// Shape of this layer's cache, in `format`.
     #[must_use]
     pub fn kv_shape(&self, format: KvFormat) -> KvShape {
-        let AttendShape { n_kv_heads, head_dim, window, .. } = self.shape;
-        KvShape { n_kv_heads, head_dim, window, format }
+        let AttendShape { n_kv_heads, k_dim, v_dim, window, .. } = self.shape;
+        KvShape { n_kv_heads, k_dim, v_dim, window, format }
     }
 
     /// Attention of the step's tokens; `x` and `out` are `[n, hidden]`, `kv` grows by `n` positions.
@@ -129,8 +130,11 @@ impl<D: Ops> Attention<D> {
             self.rotate(d, &rotation, n, s)?;
         }
         if let Some(scale) = self.query_scale {
-            let factors: Vec<f32> = (start..start + n).map(|p| query_factor(scale, p)).collect();
-            d.scale_rows(&factors, self.shape.n_heads * self.shape.head_dim, &mut s.q)?;
+            d.scale_rows(
+                &query_factors(scale, start, n),
+                self.shape.n_heads * self.shape.k_dim,
+                &mut s.q,
+            )?;
         }
         d.store(kv, &s.k, &s.v, n, start)?;
         d.attend(&self.shape, &s.q, n, start, kv, &mut s.mixed)?;
@@ -144,9 +148,9 @@ impl<D: Ops> Attention<D> {
         n: usize,
         s: &mut Scratch<D>,
     ) -> Result<()> {
-        let AttendShape { n_heads, n_kv_heads, head_dim, .. } = self.shape;
-        d.rotate(rotation, n_heads, head_dim, &mut s.q, n)?;
-        d.rotate(rotation, n_kv_heads, head_dim, &mut s.k, n)
+        let AttendShape { n_heads, n_kv_heads, k_dim: head_dim, .. } = self.shape;
+        d.rotate(rotation, Heads { n_heads, head_dim, offset: 0 }, &mut s.q, n)?;
+        d.rotate(rotation, Heads { n_heads: n_kv_heads, head_dim, offset: 0 }, &mut s.k, n)
     }
 }
 
@@ -168,7 +172,11 @@ impl<D: Ops> QkNorms<D> {
     }
 }
 
-/// What a query at `position` is multiplied by: see [`QueryScale`].
+/// What the queries at the `n` positions from `start` on are multiplied by: see [`QueryScale`].
+pub(super) fn query_factors(scale: QueryScale, start: usize, n: usize) -> Vec<f32> {
+    (start..start + n).map(|position| query_factor(scale, position)).collect()
+}
+
 fn query_factor(scale: QueryScale, position: usize) -> f32 {
     let steps = (position / scale.original) as f32;
     1.0 + scale.beta * (1.0 + steps).ln()

@@ -1,19 +1,19 @@
 //! One block: mixer and MLP, each behind a norm, added to the residual stream.
 
 use tramontane_models::names::Part;
-use tramontane_models::spec::{self, Mixer, Residual};
+use tramontane_models::spec::{self, Residual};
 
 use crate::error::Result;
-use crate::nn::attention::{self, Attention};
 use crate::nn::graph::Step;
+use crate::nn::mixer::{self, Memory, MemoryOf, Mixer};
 use crate::nn::mlp::{self, Mlp};
 use crate::nn::weight::{At, Loader};
-use crate::ops::{NormWeight, Ops};
+use crate::ops::{KvFormat, NormWeight, Ops};
 
 /// A block with its weights.
 pub struct Block<D: Ops> {
     mixer_norm: Option<NormWeight<D::Buffer>>,
-    mixer: Option<Attention<D>>,
+    mixer: Option<Mixer<D>>,
     post_mixer_norm: Option<NormWeight<D::Buffer>>,
     mlp_norm: Option<NormWeight<D::Buffer>>,
     mlp: Option<Mlp<D>>,
@@ -27,7 +27,7 @@ pub struct Scratch<D: Ops> {
     normed: D::Buffer,
     mixed: D::Buffer,
     fed: D::Buffer,
-    attention: attention::Scratch<D>,
+    mixer: mixer::Scratch<D>,
     mlp: mlp::Scratch<D>,
 }
 
@@ -38,16 +38,12 @@ impl<D: Ops> Scratch<D> {
     ///
     /// If the device has no memory.
     pub fn new(d: &D, n: usize, architecture: &spec::Architecture) -> Result<Self> {
-        let widest = |width: fn(&spec::Attention) -> usize| {
-            architecture.layers.iter().filter_map(|l| l.attention()).map(width).max().unwrap_or(0)
-        };
-        let (q_dim, kv_dim) = (widest(spec::Attention::q_dim), widest(spec::Attention::kv_dim));
         let row = || d.buffer(n * architecture.hidden);
         Ok(Self {
             normed: row()?,
             mixed: row()?,
             fed: row()?,
-            attention: attention::Scratch::new(d, n, q_dim, kv_dim)?,
+            mixer: mixer::Scratch::new(d, n, architecture)?,
             mlp: mlp::Scratch::new(d, n, architecture)?,
         })
     }
@@ -67,10 +63,8 @@ impl<D: Ops> Block<D> {
     ) -> Result<Self> {
         let (at, hidden) = (At::layer(layer), l.architecture().hidden);
         let mixer_norm = l.maybe_norm(Part::MixerNorm, at, spec.mixer_norm.as_ref(), hidden)?;
-        let mixer = match &spec.mixer {
-            Some(Mixer::Attention(attention)) => Some(Attention::load(l, at, attention, rotation)?),
-            None => None,
-        };
+        let load_mixer = |mixer| Mixer::load(l, at, mixer, rotation);
+        let mixer = spec.mixer.as_ref().map(load_mixer).transpose()?;
         Ok(Self {
             mixer_norm,
             mixer,
@@ -93,13 +87,19 @@ impl<D: Ops> Block<D> {
         })
     }
 
-    /// This block's attention, if it has one.
-    #[must_use]
-    pub fn attention(&self) -> Option<&Attention<D>> {
-        self.mixer.as_ref()
+    /// What this block remembers before the first token; keys and values will be kept in `format`.
+    ///
+    /// # Errors
+    ///
+    /// If the device has no memory.
+    pub fn memory(&self, d: &D, format: KvFormat) -> Result<MemoryOf<D>> {
+        match &self.mixer {
+            Some(mixer) => mixer.memory(d, format),
+            None => Ok(Memory::Nothing),
+        }
     }
 
-    /// Passes the residual stream `x`, `[n, hidden]`, through this block; `kv` grows by `n` positions.
+    /// Passes the residual stream `x`, `[n, hidden]`, through this block; `memory` takes in `n` tokens.
     ///
     /// # Errors
     ///
@@ -109,10 +109,10 @@ impl<D: Ops> Block<D> {
         d: &D,
         step: &Step<D>,
         x: &mut D::Buffer,
-        kv: Option<&mut D::Kv>,
+        memory: &mut MemoryOf<D>,
         s: &mut Scratch<D>,
     ) -> Result<()> {
-        let has_mixer = self.mix(d, step, x, kv, s)?;
+        let has_mixer = self.mix(d, step, x, memory, s)?;
         let len = step.n * self.hidden;
         match self.residual {
             Residual::Sequential => {
@@ -143,12 +143,12 @@ impl<D: Ops> Block<D> {
         d: &D,
         step: &Step<D>,
         x: &D::Buffer,
-        kv: Option<&mut D::Kv>,
+        memory: &mut MemoryOf<D>,
         s: &mut Scratch<D>,
     ) -> Result<bool> {
-        let (Some(mixer), Some(kv)) = (&self.mixer, kv) else { return Ok(false) };
+        let Some(mixer) = &self.mixer else { return Ok(false) };
         let input = normed(d, self.mixer_norm.as_ref(), x, step.n, &mut s.normed)?;
-        mixer.forward(d, step, input, kv, &mut s.attention, &mut s.mixed)?;
+        mixer.forward(d, step, input, memory, &mut s.mixer, &mut s.mixed)?;
         if let Some(norm) = &self.post_mixer_norm {
             d.norm_in_place(norm, &mut s.mixed, step.n)?;
         }

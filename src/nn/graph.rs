@@ -1,19 +1,20 @@
 //! The whole graph, and the state of a sequence that passes through it.
 //!
-//! [`Graph`] is immutable and shared; [`Sequence`] holds all that changes: the keys and values of each layer and the
+//! [`Graph`] is immutable and shared; [`Sequence`] holds all that changes: what each layer remembers and the
 //! buffers. A prompt passes in chunks of [`CHUNK`] tokens; what a token computes does not depend on how its prompt was
 //! cut into chunks.
 
 use tramontane_models::names::Part;
-use tramontane_models::spec::{Architecture, Position, RopeScaling};
+use tramontane_models::spec::{Architecture, Mixer, RopeScaling};
 
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, ErrorKind, Result};
 use crate::nn::block::{self, Block};
 use crate::nn::linear::Linear;
+use crate::nn::mixer::MemoryOf;
 use crate::nn::position::Frequencies;
 use crate::nn::weight::{At, Loader};
-use crate::ops::{Cpu, Format, Kv as _, KvFormat, NormWeight, Ops, Rotation};
+use crate::ops::{Cpu, Format, KvFormat, NormWeight, Ops, Rotation};
 
 /// Tokens that pass through the graph together: enough to read each weight seldom, few enough for small buffers.
 pub const CHUNK: usize = 256;
@@ -75,8 +76,8 @@ impl<D: Ops> Step<D> {
 
 /// Everything that changes while a sequence grows.
 pub struct Sequence<D: Ops> {
-    /// One per block; blocks without attention keep nothing.
-    kv: Vec<Option<D::Kv>>,
+    /// One per block.
+    memory: Vec<MemoryOf<D>>,
     len: usize,
     buffers: Option<Buffers<D>>,
     /// Host memory for angles and ids, kept so that a step allocates nothing.
@@ -107,31 +108,56 @@ impl<D: Ops> Sequence<D> {
         self.len == 0
     }
 
-    /// Bytes of keys and values.
+    /// Bytes of keys, values and states.
     #[must_use]
     pub fn kv_bytes(&self) -> u64 {
-        self.kv.iter().flatten().map(|kv| kv.bytes()).sum()
+        self.memory.iter().map(|memory| memory.bytes()).sum()
     }
 
-    /// A sequence with the same content, which shares the blocks of its cache.
+    /// A sequence with the same content, which shares the blocks of its cache; states are copied.
     #[must_use]
     pub fn fork(&self) -> Self {
-        Self { kv: self.kv.clone(), len: self.len, buffers: None, cos: Vec::new(), sin: Vec::new() }
+        Self {
+            memory: self.memory.clone(),
+            len: self.len,
+            buffers: None,
+            cos: Vec::new(),
+            sin: Vec::new(),
+        }
     }
 
-    /// Forgets every token from `len` on; `false` if a sliding window has moved past them, then all is forgotten.
+    /// Forgets every token from `len` on; `false` if a sliding window has moved past them, or a recurrent layer cannot
+    /// go back to them: then all is forgotten.
     pub fn truncate(&mut self, len: usize) -> bool {
         if len >= self.len {
             return true;
         }
-        let kept = self.kv.iter_mut().flatten().all(|kv| kv.truncate(len));
-        if !kept {
-            for kv in self.kv.iter_mut().flatten() {
-                kv.truncate(0);
-            }
+        let now = self.len;
+        let kept = self.memory.iter_mut().all(|memory| memory.truncate(len, now));
+        if kept {
+            self.len = len;
+        } else {
+            self.clear();
         }
-        self.len = if kept { len } else { 0 };
         kept
+    }
+
+    /// Forgets every token.
+    fn clear(&mut self) {
+        for memory in &mut self.memory {
+            memory.truncate(0, self.len);
+        }
+        self.len = 0;
+    }
+
+    /// Goes back to `len` tokens after a chunk broke off, which may have moved some recurrent layers on: then nothing
+    /// is left.
+    fn roll_back(&mut self, len: usize) {
+        if self.memory.iter().any(|memory| memory.is_recurrent()) {
+            self.clear();
+        } else {
+            self.truncate(len);
+        }
     }
 }
 
@@ -148,6 +174,7 @@ impl<D: Ops> Graph<D> {
         format: Format,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Self> {
+        check_mixers(&device, &architecture)?;
         let (rotations, kinds) = rotations(&architecture);
         let mut l = Loader::new(&device, checkpoint, &architecture, format, progress)?;
         let weights = Weights::load(&mut l, &kinds)?;
@@ -184,11 +211,9 @@ impl<D: Ops> Graph<D> {
     ///
     /// If the device has no memory.
     pub fn sequence(&self, format: KvFormat) -> Result<Sequence<D>> {
-        let kv = |block: &Block<D>| {
-            block.attention().map(|a| self.device.kv(a.kv_shape(format))).transpose()
-        };
-        let kv = self.blocks.iter().map(kv).collect::<Result<_>>()?;
-        Ok(Sequence { kv, len: 0, buffers: None, cos: Vec::new(), sin: Vec::new() })
+        let memory = |block: &Block<D>| block.memory(&self.device, format);
+        let memory = self.blocks.iter().map(memory).collect::<Result<_>>()?;
+        Ok(Sequence { memory, len: 0, buffers: None, cos: Vec::new(), sin: Vec::new() })
     }
 
     /// Passes `ids` through the graph after what is in `sequence`, and appends the wanted rows of logits,
@@ -196,7 +221,8 @@ impl<D: Ops> Graph<D> {
     ///
     /// # Errors
     ///
-    /// If an id is outside the vocabulary, the device fails, or `go_on` says no; the sequence is then as before.
+    /// If an id is outside the vocabulary, the device fails, or `go_on` says no; the sequence is then as before, or
+    /// empty if a recurrent layer has moved on.
     pub fn forward(
         &self,
         ids: &[u32],
@@ -218,7 +244,7 @@ impl<D: Ops> Graph<D> {
                 Err(Error::new(ErrorKind::Cancelled, "the computation was cancelled"))
             };
             if let Err(e) = result {
-                sequence.truncate(before);
+                sequence.roll_back(before);
                 return Err(e);
             }
         }
@@ -268,13 +294,13 @@ impl<D: Ops> Graph<D> {
         if let Some(norm) = &self.embed_norm {
             d.norm_in_place(norm, &mut b.x, n)?;
         }
-        for (block, kv) in self.blocks.iter().zip(&mut sequence.kv) {
-            block.forward(d, &b.step, &mut b.x, kv.as_mut(), &mut b.block)?;
+        for (block, memory) in self.blocks.iter().zip(&mut sequence.memory) {
+            block.forward(d, &b.step, &mut b.x, memory, &mut b.block)?;
         }
         self.logits(b, n, rows, logits)?;
         sequence.len += n;
-        for kv in sequence.kv.iter_mut().flatten() {
-            kv.forget_unseen(sequence.len);
+        for memory in &mut sequence.memory {
+            memory.forget_unseen(sequence.len);
         }
         sequence.buffers = Some(buffers);
         Ok(())
@@ -361,11 +387,29 @@ impl<D: Ops> Graph<D> {
     }
 }
 
+/// Refuses a model with a mixer that the device cannot compute.
+fn check_mixers<D: Ops>(device: &D, architecture: &Architecture) -> Result<()> {
+    let mixers = architecture.layers.iter().filter_map(|layer| layer.mixer.as_ref());
+    match mixers.into_iter().find(|mixer| !device.runs(mixer)) {
+        None => Ok(()),
+        Some(mixer) => Err(Error::not_supported(format!(
+            "{} needs {}, which this device cannot compute yet",
+            architecture.family,
+            match mixer {
+                Mixer::Attention(_) => "attention",
+                Mixer::Latent(_) => "latent attention",
+                Mixer::Mamba(_) => "recurrent layers (Mamba-2)",
+            }
+        ))
+        .hint("--device cpu")),
+    }
+}
+
 /// The different rotations of a model, and for each layer the number of its own.
 fn rotations(architecture: &Architecture) -> (Vec<Frequencies>, Vec<Option<usize>>) {
     let mut kinds: Vec<Frequencies> = Vec::new();
     let mut kind_of = |layer: &tramontane_models::spec::Layer| {
-        let Position::Rope(rope) = &layer.attention()?.position else { return None };
+        let rope = layer.rope()?;
         let known = kinds.iter().position(|f| f.rope() == rope);
         Some(known.unwrap_or_else(|| {
             kinds.push(Frequencies::new(rope));

@@ -11,12 +11,29 @@ use crate::ops::Ops;
 
 /// The MLP of one layer.
 pub enum Mlp<D: Ops> {
+    /// The same for every token.
+    Dense(Dense<D>),
+    /// A few of many, chosen per token.
+    Experts(Experts<D>),
+}
+
+/// An MLP of two or three matrices.
+pub enum Dense<D: Ops> {
     /// `down(act(gate(x)) · up(x))` (Shazeer 2020, arXiv:2002.05202).
     Gated(Gated<D>),
     /// `down(act(up(x)))`.
     Plain(Plain<D>),
-    /// A few of many gated MLPs, chosen per token.
-    Experts(Experts<D>),
+}
+
+/// What the projections of an MLP are called.
+#[derive(Debug, Clone, Copy)]
+pub struct Parts {
+    /// The gate, where there is one.
+    pub gate: Part,
+    /// The projection to the inner width.
+    pub up: Part,
+    /// The projection back.
+    pub down: Part,
 }
 
 /// A gated MLP.
@@ -57,7 +74,8 @@ impl<D: Ops> Scratch<D> {
                     inner = inner.max(dense.inner)
                 }
                 Some(spec::Mlp::Experts(e)) => {
-                    inner = inner.max(e.inner);
+                    let shared = e.shared.as_ref().map_or(0, |dense| dense.inner);
+                    inner = inner.max(e.inner).max(shared);
                     n_experts = n_experts.max(e.n_experts);
                 }
                 None => {}
@@ -80,12 +98,67 @@ impl<D: Ops> Mlp<D> {
     ///
     /// If a tensor is missing or has another shape.
     pub fn load(l: &mut Loader<'_, D>, at: At, spec: &spec::Mlp) -> Result<Self> {
+        let parts = Parts { gate: Part::Gate, up: Part::Up, down: Part::Down };
         Ok(match spec {
-            spec::Mlp::Gated(dense) => {
-                Self::Gated(Gated::load(l, at, dense, [Part::Gate, Part::Up, Part::Down])?)
-            }
-            spec::Mlp::Plain(dense) => Self::Plain(Plain::load(l, at, dense)?),
+            spec::Mlp::Gated(dense) => Self::Dense(Dense::load(l, at, dense, true, parts)?),
+            spec::Mlp::Plain(dense) => Self::Dense(Dense::load(l, at, dense, false, parts)?),
             spec::Mlp::Experts(experts) => Self::Experts(Experts::load(l, at, experts)?),
+        })
+    }
+
+    /// The MLP of `n` tokens; `x` and `out` are `[n, hidden]`.
+    ///
+    /// # Errors
+    ///
+    /// If the device fails.
+    pub fn forward(
+        &self,
+        d: &D,
+        x: &D::Buffer,
+        n: usize,
+        s: &mut Scratch<D>,
+        out: &mut D::Buffer,
+    ) -> Result<()> {
+        match self {
+            Self::Dense(dense) => dense.forward(d, x, n, s, out),
+            Self::Experts(experts) => {
+                // The scratch of experts is taken out so that one expert can use the rest.
+                let Some(mut own) = s.experts.take() else { return Ok(()) };
+                let result = experts.forward(d, x, n, &mut own, s, out);
+                s.experts = Some(own);
+                result
+            }
+        }
+    }
+}
+
+impl<D: Ops> Dense<D> {
+    /// An MLP with or without gate.
+    ///
+    /// # Errors
+    ///
+    /// If a tensor is missing or has another shape.
+    pub fn load(
+        l: &mut Loader<'_, D>,
+        at: At,
+        spec: &spec::Dense,
+        gated: bool,
+        parts: Parts,
+    ) -> Result<Self> {
+        let (hidden, inner) = (l.architecture().hidden, spec.inner);
+        let gate = if gated {
+            Some(Linear::load(l, parts.gate, at, [inner, hidden], spec.bias)?)
+        } else {
+            None
+        };
+        let up_proj = Linear::load(l, parts.up, at, [inner, hidden], spec.bias)?;
+        let down_proj = Linear::load(l, parts.down, at, [hidden, inner], spec.bias)?;
+        let activation = spec.activation;
+        Ok(match gate {
+            Some(gate_proj) => {
+                Self::Gated(Gated { gate_proj, up_proj, down_proj, activation, inner })
+            }
+            None => Self::Plain(Plain { up_proj, down_proj, activation, inner }),
         })
     }
 
@@ -105,37 +178,12 @@ impl<D: Ops> Mlp<D> {
         match self {
             Self::Gated(gated) => gated.forward(d, x, n, s, out),
             Self::Plain(plain) => plain.forward(d, x, n, s, out),
-            Self::Experts(experts) => {
-                // The scratch of experts is taken out so that one expert can use the rest.
-                let Some(mut own) = s.experts.take() else { return Ok(()) };
-                let result = experts.forward(d, x, n, &mut own, s, out);
-                s.experts = Some(own);
-                result
-            }
         }
     }
 }
 
 impl<D: Ops> Gated<D> {
-    /// A gated MLP whose projections are called `[gate, up, down]`.
-    pub(super) fn load(
-        l: &mut Loader<'_, D>,
-        at: At,
-        spec: &spec::Dense,
-        parts: [Part; 3],
-    ) -> Result<Self> {
-        let (hidden, inner) = (l.architecture().hidden, spec.inner);
-        let [gate, up, down] = parts;
-        Ok(Self {
-            gate_proj: Linear::load(l, gate, at, [inner, hidden], spec.bias)?,
-            up_proj: Linear::load(l, up, at, [inner, hidden], spec.bias)?,
-            down_proj: Linear::load(l, down, at, [hidden, inner], spec.bias)?,
-            activation: spec.activation,
-            inner,
-        })
-    }
-
-    pub(super) fn forward(
+    fn forward(
         &self,
         d: &D,
         x: &D::Buffer,
@@ -150,16 +198,6 @@ impl<D: Ops> Gated<D> {
 }
 
 impl<D: Ops> Plain<D> {
-    fn load(l: &mut Loader<'_, D>, at: At, spec: &spec::Dense) -> Result<Self> {
-        let (hidden, inner) = (l.architecture().hidden, spec.inner);
-        Ok(Self {
-            up_proj: Linear::load(l, Part::Up, at, [inner, hidden], spec.bias)?,
-            down_proj: Linear::load(l, Part::Down, at, [hidden, inner], spec.bias)?,
-            activation: spec.activation,
-            inner,
-        })
-    }
-
     fn forward(
         &self,
         d: &D,

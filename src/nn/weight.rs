@@ -4,6 +4,7 @@
 //! of the checkpoint must be used, or be known as not needed: a tensor that nobody asks for would have changed the
 //! numbers.
 
+mod experts;
 mod fp8;
 mod tensors;
 
@@ -117,6 +118,42 @@ impl<'a, D: Ops> Loader<'a, D> {
         self.vector(&tensor, tensor.to_f32()?)
     }
 
+    /// Small weights of `part`, stored with `shape`, after `prepare`; `suffix` is `weight`, `bias`, or empty where the
+    /// tensor has none.
+    ///
+    /// # Errors
+    ///
+    /// If they are missing, have another shape, or are not finite after `prepare`.
+    pub fn values(
+        &mut self,
+        part: Part,
+        at: At,
+        suffix: &str,
+        shape: &[usize],
+        prepare: impl Fn(Vec<f32>) -> Vec<f32>,
+    ) -> Result<D::Buffer> {
+        let tensor = self.tensor(part, at, suffix, shape)?;
+        self.vector(&tensor, prepare(tensor.to_f32()?))
+    }
+
+    /// As [`Loader::values`], left in the host's memory as they are stored.
+    ///
+    /// # Errors
+    ///
+    /// If they are missing, have another shape, or are not finite.
+    pub fn host_values(
+        &mut self,
+        part: Part,
+        at: At,
+        suffix: &str,
+        shape: &[usize],
+    ) -> Result<Vec<f32>> {
+        let tensor = self.tensor(part, at, suffix, shape)?;
+        let values = tensor.to_f32()?;
+        check_finite(&tensor, &values)?;
+        Ok(values)
+    }
+
     /// The weights of the norm `part` over rows of `width`.
     ///
     /// # Errors
@@ -179,15 +216,17 @@ impl<'a, D: Ops> Loader<'a, D> {
     /// If a tensor was not used and is not known as not needed.
     pub fn finish(self) -> Result<()> {
         let names = self.architecture.stored.names;
+        let n_layers = self.architecture.layers.len();
+        let extra = n_layers..n_layers + self.architecture.stored.extra_layers;
+        let layer = |name: &str| name.split('.').find_map(|piece| piece.parse::<usize>().ok());
+        let is_extra = |name: &str| layer(name).is_some_and(|layer| extra.contains(&layer));
         let left: Vec<&str> = self
             .checkpoint
             .names()
-            .filter(|n| !self.used.contains(*n) && !names.is_unused(n))
+            .filter(|n| !self.used.contains(*n) && !names.is_unused(n) && !is_extra(n))
             .collect();
         let Some(first) = left.first() else { return Ok(()) };
-        let n_layers = self.architecture.layers.len();
-        let layer = first.split('.').find_map(|piece| piece.parse::<usize>().ok());
-        let what = match layer {
+        let what = match layer(first) {
             Some(layer) if layer >= n_layers => format!(
                 "tensor `{first}` belongs to layer {layer}, but the configuration says {n_layers} layers (`{}`)",
                 if names.prefixes == [("", "")] { "n_layers" } else { "num_hidden_layers" }
@@ -206,7 +245,7 @@ impl<'a, D: Ops> Loader<'a, D> {
     fn name(&self, part: Part, at: At, suffix: &str) -> Option<String> {
         let module =
             self.architecture.stored.names.module(part, self.prefix, at.layer, at.expert)?;
-        Some(format!("{module}.{suffix}"))
+        Some(if suffix.is_empty() { module } else { format!("{module}.{suffix}") })
     }
 
     /// The weight or bias of a projection in the form of the graph: plain numbers, `shape`, halves rotated together.
@@ -220,6 +259,9 @@ impl<'a, D: Ops> Loader<'a, D> {
         let stored = self.architecture.stored;
         let is_qkv = [Part::Q, Part::K, Part::V].contains(&part);
         let attention = self.architecture.layers.get(at.layer).and_then(|layer| layer.attention());
+        if let Some(tensor) = self.part_of_experts(part, at, shape)? {
+            return Ok(tensor);
+        }
         let tensor = match attention {
             Some(attention) if is_qkv && stored.qkv != Qkv::Separate => {
                 self.part_of_qkv(part, at, suffix, shape, attention)?
@@ -278,6 +320,37 @@ impl<'a, D: Ops> Loader<'a, D> {
 
     /// The tensor as plain numbers; `shape` is how it is stored.
     fn tensor(&mut self, part: Part, at: At, suffix: &str, shape: &[usize]) -> Result<TensorData> {
+        let tensor = self.stored(part, at, suffix, shape)?;
+        if tensor.dtype != Dtype::F8_E4M3 {
+            tensor.check_is_float()?;
+            return Ok(tensor.clone());
+        }
+        let scale = self.scale(tensor, &tensor.name)?;
+        self.scaled(tensor, scale, self.architecture.stored.fp8_block)
+    }
+
+    /// The numbers of a matrix in 8-bit floats, each multiplied by the scale of its block.
+    fn scaled(
+        &self,
+        tensor: &TensorData,
+        scale: &TensorData,
+        block: Option<[usize; 2]>,
+    ) -> Result<TensorData> {
+        let grid = fp8::Grid::new(tensor, scale, block)?;
+        if self.rehearsal {
+            return Ok(hollow(tensor));
+        }
+        fp8::dequantise(tensor, scale, grid, self.format == Format::F32)
+    }
+
+    /// The tensor as it is stored, marked as used.
+    fn stored(
+        &mut self,
+        part: Part,
+        at: At,
+        suffix: &str,
+        shape: &[usize],
+    ) -> Result<&'a TensorData> {
         let Some(name) = self.name(part, at, suffix) else {
             return Err(Error::not_supported(format!(
                 "{} has no name for {part:?} in this format",
@@ -295,18 +368,16 @@ impl<'a, D: Ops> Loader<'a, D> {
             self.loaded_bytes += tensor.bytes.len() as u64;
             (self.progress)(self.loaded_bytes, self.checkpoint.total_bytes());
         }
-        if tensor.dtype == Dtype::F8_E4M3 {
-            return self.scaled(tensor, &name);
-        }
-        tensor.check_is_float()?;
-        Ok(tensor.clone())
+        Ok(tensor)
     }
 
-    /// The numbers of a matrix in 8-bit floats, each multiplied by the scale of its block.
-    fn scaled(&mut self, tensor: &TensorData, name: &str) -> Result<TensorData> {
-        let module = name.trim_end_matches("weight");
-        let names =
-            ["weight_scale_inv", "weight_scale", "qscale_weight"].map(|s| format!("{module}{s}"));
+    /// The scale of the tensor `name` in 8-bit floats, marked as used.
+    fn scale(&mut self, tensor: &TensorData, name: &str) -> Result<&'a TensorData> {
+        let names = match name.strip_suffix("weight") {
+            Some(module) => ["weight_scale_inv", "weight_scale", "qscale_weight"]
+                .map(|suffix| format!("{module}{suffix}")),
+            None => ["_scale_inv", "_scale", "_qscale"].map(|suffix| format!("{name}{suffix}")),
+        };
         let Some(scale) = names.iter().find_map(|name| self.checkpoint.get(name)) else {
             return Err(tensor
                 .error(format!(
@@ -316,11 +387,7 @@ impl<'a, D: Ops> Loader<'a, D> {
                 .so("without it every number would be wrong"));
         };
         self.used.insert(scale.name.clone());
-        let grid = fp8::Grid::new(tensor, scale, self.architecture.stored.fp8_block)?;
-        if self.rehearsal {
-            return Ok(hollow(tensor));
-        }
-        fp8::dequantise(tensor, scale, grid, self.format == Format::F32)
+        Ok(scale)
     }
 
     fn missing(&self, part: Part, name: &str) -> Error {
@@ -339,12 +406,7 @@ impl<'a, D: Ops> Loader<'a, D> {
     }
 
     fn vector(&self, tensor: &TensorData, values: Vec<f32>) -> Result<D::Buffer> {
-        if let Some(i) = values.iter().position(|v| !v.is_finite()) {
-            return Err(tensor.error(format!(
-                "`{}` holds {} at {i}, expected finite numbers",
-                tensor.name, values[i]
-            )));
-        }
+        check_finite(tensor, &values)?;
         let mut buffer = self.device.buffer(values.len())?;
         self.device.write(&values, &mut buffer)?;
         Ok(buffer)
@@ -405,6 +467,16 @@ pub fn untie_stored_head(
     ))
 }
 
+fn check_finite(tensor: &TensorData, values: &[f32]) -> Result<()> {
+    match values.iter().position(|v| !v.is_finite()) {
+        None => Ok(()),
+        Some(i) => Err(tensor.error(format!(
+            "`{}` holds {} at {i}, expected finite numbers",
+            tensor.name, values[i]
+        ))),
+    }
+}
+
 /// The error for a tensor of another shape, with the configuration's keys that decide the shape.
 fn mismatch(part: Part, tensor: &TensorData, expected: &[usize]) -> Error {
     let keys = match part {
@@ -417,7 +489,32 @@ fn mismatch(part: Part, tensor: &TensorData, expected: &[usize]) -> Error {
         | Part::ExpertGate
         | Part::ExpertUp
         | Part::ExpertDown => "`intermediate_size` and `hidden_size`",
-        Part::Router => "`num_local_experts` and `hidden_size`",
+        Part::AllGateUp | Part::AllUp | Part::AllDown => {
+            "`n_routed_experts`, `moe_intermediate_size` and `hidden_size`"
+        }
+        Part::SharedGate | Part::SharedUp | Part::SharedDown => {
+            "`n_shared_experts`, `moe_intermediate_size` or `moe_shared_expert_intermediate_size`, and `hidden_size`"
+        }
+        Part::Router | Part::RouterCorrection => "the number of experts and `hidden_size`",
+        Part::QLatent | Part::QLatentNorm => "`q_lora_rank` and `hidden_size`",
+        Part::QFromLatent => {
+            "`num_attention_heads`, `qk_nope_head_dim`, `qk_rope_head_dim` and `q_lora_rank`"
+        }
+        Part::KvLatent | Part::KvLatentNorm => {
+            "`kv_lora_rank`, `qk_rope_head_dim` and `hidden_size`"
+        }
+        Part::KvFromLatent => {
+            "`num_attention_heads`, `qk_nope_head_dim`, `v_head_dim` and `kv_lora_rank`"
+        }
+        Part::MambaIn
+        | Part::MambaOut
+        | Part::MambaConv
+        | Part::MambaDecay
+        | Part::MambaSkip
+        | Part::MambaStep
+        | Part::MambaNorm => {
+            "the number and width of the Mamba heads, `n_groups`, the state's size and `conv_kernel`"
+        }
         Part::Qkv => "the numbers of heads and `hidden_size`",
         Part::QNorm | Part::KNorm => "`head_dim`",
         Part::EmbedNorm

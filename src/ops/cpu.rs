@@ -3,21 +3,26 @@
 //! Weights stay where the checkpoint mapped them wherever their format allows it; the cache is made of blocks.
 
 mod kv;
+mod state;
 
 use half::{bf16, f16};
 use safetensors::Dtype;
 use tramontane_kernels::cpu::attention::{self, KvView};
 use tramontane_kernels::cpu::elementwise as element;
+use tramontane_kernels::cpu::mamba;
 use tramontane_kernels::cpu::matmul::matmul;
 use tramontane_kernels::formats::{Dense, Matrix};
 use tramontane_kernels::{Isa, Pool, default_threads};
-use tramontane_models::spec::{Activation, RopeStyle};
+use tramontane_models::spec::{self, Activation, Mixer, RopeStyle};
 
 use crate::checkpoint::TensorData;
 use crate::error::{Error, ErrorKind, Result};
-use crate::ops::{AttendShape, Format, KvShape, NormWeight, Ops, Rotation};
+use crate::ops::{
+    AttendShape, Blocks, Format, Heads, KvShape, MambaWeights, NormWeight, Ops, Rotation,
+};
 
 pub use kv::CpuKv;
+pub use state::CpuState;
 
 /// The CPU: its instructions and the threads that compute.
 pub struct Cpu {
@@ -123,6 +128,7 @@ impl Ops for Cpu {
     type Buffer = Vec<f32>;
     type Weight = CpuWeight;
     type Kv = CpuKv;
+    type State = CpuState;
 
     fn buffer(&self, len: usize) -> Result<Vec<f32>> {
         let mut buffer = Vec::new();
@@ -162,6 +168,18 @@ impl Ops for Cpu {
 
     fn kv(&self, shape: KvShape) -> Result<CpuKv> {
         Ok(CpuKv::new(shape))
+    }
+
+    fn runs(&self, mixer: &Mixer) -> bool {
+        match mixer {
+            Mixer::Attention(_) | Mixer::Latent(_) | Mixer::Mamba(_) => true,
+        }
+    }
+
+    fn state(&self, shape: &spec::Mamba) -> Result<CpuState> {
+        let shape = kernel_mamba(shape);
+        let (conv, heads) = (self.buffer(shape.conv_state())?, self.buffer(shape.head_state())?);
+        Ok(CpuState { conv, heads })
     }
 
     fn embed(&self, table: &CpuWeight, ids: &[u32], x: &mut Vec<f32>) -> Result<()> {
@@ -247,15 +265,15 @@ impl Ops for Cpu {
     fn rotate(
         &self,
         rotation: &Rotation<'_, Vec<f32>>,
-        n_heads: usize,
-        head_dim: usize,
+        heads: Heads,
         x: &mut Vec<f32>,
         n: usize,
     ) -> Result<()> {
+        let Heads { n_heads, head_dim, offset } = heads;
         let rope = element::Rope {
             n_heads,
             head_dim,
-            offset: 0,
+            offset,
             rotary_dim: rotation.rotary_dim,
             style: match rotation.style {
                 RopeStyle::Halves => element::RopeStyle::Halves,
@@ -291,24 +309,24 @@ impl Ops for Cpu {
         let attention = attention::Attention {
             n_heads: shape.n_heads,
             n_kv_heads: shape.n_kv_heads,
-            k_dim: shape.head_dim,
-            v_dim: shape.head_dim,
+            k_dim: shape.k_dim,
+            v_dim: shape.v_dim,
             scale: shape.scale,
             window: shape.window,
             softcap: None,
             alibi_slopes: shape.alibi.as_deref(),
         };
-        let len = n * shape.n_heads * shape.head_dim;
+        let rows = n * shape.n_heads;
         let blocks = kv.blocks();
         let view = KvView { first: kv.first_position(), blocks: &blocks };
         attention::attend(
             self.isa,
             &self.pool,
             &attention,
-            &q[..len],
+            &q[..rows * shape.k_dim],
             start,
             &view,
-            &mut out[..len],
+            &mut out[..rows * shape.v_dim],
         );
         Ok(())
     }
@@ -342,6 +360,51 @@ impl Ops for Cpu {
             element::add_scaled(self.isa, &self.pool, &mut x[row * width..][..width], *factor, y);
         }
         Ok(())
+    }
+
+    fn copy_blocks(&self, blocks: &Blocks, x: &Vec<f32>, out: &mut Vec<f32>) -> Result<()> {
+        let Blocks { width, count, repeat, from, to } = *blocks;
+        for i in 0..count {
+            let x = &x[from.start + i / repeat * from.step..][..width];
+            out[to.start + i * to.step..][..width].copy_from_slice(x);
+        }
+        Ok(())
+    }
+
+    fn mamba(
+        &self,
+        shape: &spec::Mamba,
+        weights: &MambaWeights<Vec<f32>>,
+        x: &mut Vec<f32>,
+        n: usize,
+        state: &mut CpuState,
+        out: &mut Vec<f32>,
+    ) -> Result<()> {
+        let weights = mamba::Weights {
+            conv: &weights.conv,
+            conv_bias: weights.conv_bias.as_deref(),
+            decay: &weights.decay,
+            skip: &weights.skip,
+            step: &weights.step,
+            norm: &weights.norm,
+        };
+        let state = mamba::State { conv: &mut state.conv, heads: &mut state.heads };
+        let (x, out) = (&mut x[..n * shape.in_dim()], &mut out[..n * shape.inner()]);
+        mamba::mamba(self.isa, &self.pool, &kernel_mamba(shape), &weights, x, state, out);
+        Ok(())
+    }
+}
+
+fn kernel_mamba(shape: &spec::Mamba) -> mamba::Mamba {
+    mamba::Mamba {
+        n_heads: shape.n_heads,
+        head_dim: shape.head_dim,
+        n_groups: shape.n_groups,
+        state_dim: shape.state_dim,
+        conv_width: shape.conv_width,
+        step_min: shape.step_min,
+        step_max: shape.step_max,
+        eps: shape.eps,
     }
 }
 

@@ -6,12 +6,12 @@
 
 pub mod cpu;
 
-use tramontane_models::spec::{Activation, RopeStyle};
+use tramontane_models::spec::{self, Activation, Mixer, RopeStyle};
 
 use crate::checkpoint::TensorData;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
-pub use cpu::Cpu;
+pub use cpu::{Cpu, CpuKv, CpuState};
 
 /// How weights are kept in memory.
 #[derive(
@@ -67,8 +67,10 @@ pub struct NormWeight<B> {
 pub struct KvShape {
     /// Key/value heads.
     pub n_kv_heads: usize,
-    /// Elements of a key head and of a value head.
-    pub head_dim: usize,
+    /// Elements of a key head.
+    pub k_dim: usize,
+    /// Elements of a value head.
+    pub v_dim: usize,
     /// Positions that attention looks back, the own one included; `None` for all.
     pub window: Option<usize>,
     /// Element format; [`KvFormat::Auto`] has been resolved by then.
@@ -82,8 +84,10 @@ pub struct AttendShape {
     pub n_heads: usize,
     /// Key/value heads.
     pub n_kv_heads: usize,
-    /// Elements of a head.
-    pub head_dim: usize,
+    /// Elements of a query or key head.
+    pub k_dim: usize,
+    /// Elements of a value head.
+    pub v_dim: usize,
     /// Scores are multiplied by this.
     pub scale: f32,
     /// Positions seen, the own one included; `None` for all.
@@ -105,6 +109,80 @@ pub struct Rotation<'a, B> {
     pub style: RopeStyle,
 }
 
+/// Which elements of each head a rotation turns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Heads {
+    /// Heads in each row.
+    pub n_heads: usize,
+    /// Elements of a head.
+    pub head_dim: usize,
+    /// The first element of a head that turns.
+    pub offset: usize,
+}
+
+/// Which blocks of elements are copied from one buffer to another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Blocks {
+    /// Elements of a block.
+    pub width: usize,
+    /// Number of blocks written.
+    pub count: usize,
+    /// Each block read is written this many times in a row.
+    pub repeat: usize,
+    /// Where the blocks stand that are read.
+    pub from: Stride,
+    /// Where the blocks are written.
+    pub to: Stride,
+}
+
+/// Where blocks stand in a buffer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stride {
+    /// The first element of the first block.
+    pub start: usize,
+    /// Elements from the start of a block to that of the next.
+    pub step: usize,
+}
+
+/// The weights of a Mamba-2 mixer but its projections; see [`spec::Mamba`] for the names of the sizes.
+#[derive(Debug)]
+pub struct MambaWeights<B> {
+    /// The convolution, `[conv_width, conv_dim]`; the last row weighs the own position.
+    pub conv: B,
+    /// Its bias, `[conv_dim]`.
+    pub conv_bias: Option<B>,
+    /// The decay of each head, `[n_heads]`; negative.
+    pub decay: B,
+    /// How much of its input each head passes on, `[n_heads]`.
+    pub skip: B,
+    /// What is added to the time step of each head, `[n_heads]`.
+    pub step: B,
+    /// The gated norm, `[inner]`.
+    pub norm: B,
+}
+
+/// What one layer remembers of a sequence in a memory of fixed size. A clone has its own memory.
+pub trait Recurrent: Send + Clone {
+    /// Forgets all tokens.
+    fn clear(&mut self);
+    /// Bytes of memory in use.
+    fn bytes(&self) -> u64;
+}
+
+/// The recurrent state of devices that have none: there is no value of it.
+#[derive(Debug, Clone, Copy)]
+pub enum NoState {}
+
+impl Recurrent for NoState {
+    fn clear(&mut self) {
+        match *self {}
+    }
+
+    fn bytes(&self) -> u64 {
+        match *self {}
+    }
+}
+
 /// The keys and values of one layer and one sequence. A clone shares blocks until one of the two changes them.
 pub trait Kv: Send + Clone {
     /// Forgets every position from `len` on. `false` if positions before it that would still be
@@ -124,6 +202,8 @@ pub trait Ops: Sized + Send + Sync + 'static {
     type Weight: Send + Sync;
     /// Keys and values of one layer and one sequence.
     type Kv: Kv;
+    /// What a recurrent layer remembers of one sequence; [`NoState`] where no such layer runs.
+    type State: Recurrent;
 
     /// A buffer of `len` zeros.
     fn buffer(&self, len: usize) -> Result<Self::Buffer>;
@@ -137,6 +217,18 @@ pub trait Ops: Sized + Send + Sync + 'static {
     fn weight(&self, tensor: &TensorData, format: Format) -> Result<Self::Weight>;
     /// An empty key/value storage.
     fn kv(&self, shape: KvShape) -> Result<Self::Kv>;
+
+    /// Whether this device has the operations that `mixer` needs; by default those of plain attention only. A model
+    /// with another mixer is refused before its weights are read.
+    fn runs(&self, mixer: &Mixer) -> bool {
+        matches!(mixer, Mixer::Attention(_))
+    }
+
+    /// The state of a Mamba-2 layer before the first token.
+    fn state(&self, shape: &spec::Mamba) -> Result<Self::State> {
+        let _ = shape;
+        Err(unavailable("recurrent layers"))
+    }
 
     /// `x[t] = table[ids[t]]`; `table` is `[vocab, hidden]`, `x` `[n, hidden]`.
     fn embed(&self, table: &Self::Weight, ids: &[u32], x: &mut Self::Buffer) -> Result<()>;
@@ -177,16 +269,15 @@ pub trait Ops: Sized + Send + Sync + 'static {
     fn add(&self, y: &Self::Buffer, x: &mut Self::Buffer, len: usize) -> Result<()>;
     /// `x[t] *= factors[t]` over `factors.len()` rows of `width`.
     fn scale_rows(&self, factors: &[f32], width: usize, x: &mut Self::Buffer) -> Result<()>;
-    /// Turns the `n_heads` heads of `head_dim` in each of the `n` rows of `x`.
+    /// Turns the heads in each of the `n` rows of `x`, `[n, n_heads · head_dim]`.
     fn rotate(
         &self,
         rotation: &Rotation<'_, Self::Buffer>,
-        n_heads: usize,
-        head_dim: usize,
+        heads: Heads,
         x: &mut Self::Buffer,
         n: usize,
     ) -> Result<()>;
-    /// Stores keys and values `[n, n_kv_heads · head_dim]` of the positions from `start` on.
+    /// Stores keys `[n, n_kv_heads · k_dim]` and values `[n, n_kv_heads · v_dim]` of the positions from `start` on.
     fn store(
         &self,
         kv: &mut Self::Kv,
@@ -195,8 +286,8 @@ pub trait Ops: Sized + Send + Sync + 'static {
         n: usize,
         start: usize,
     ) -> Result<()>;
-    /// Attention of `n` queries `[n, n_heads · head_dim]` at the positions from `start` on over what
-    /// is stored; `out` has the shape of `q`.
+    /// Attention of `n` queries `[n, n_heads · k_dim]` at the positions from `start` on over what is stored; `out` is
+    /// `[n, n_heads · v_dim]`.
     fn attend(
         &self,
         shape: &AttendShape,
@@ -233,6 +324,32 @@ pub trait Ops: Sized + Send + Sync + 'static {
         factors: &[f32],
         x: &mut Self::Buffer,
     ) -> Result<()>;
+    /// Copies blocks: the `i`-th block of `out` is block `i / repeat` of `x`. Latent attention needs it.
+    fn copy_blocks(&self, blocks: &Blocks, x: &Self::Buffer, out: &mut Self::Buffer) -> Result<()> {
+        let _ = (blocks, x, out);
+        Err(unavailable("latent attention"))
+    }
+    /// What stands between the projections of a Mamba-2 mixer, for `n` tokens that follow those in `state`.
+    ///
+    /// `x` is `[n, in_dim]`: for each token the gate `[inner]`, the channels of the convolution `[conv_dim]` and the
+    /// time step of each head `[n_heads]`; it may be overwritten. `out` is `[n, inner]`.
+    fn mamba(
+        &self,
+        shape: &spec::Mamba,
+        weights: &MambaWeights<Self::Buffer>,
+        x: &mut Self::Buffer,
+        n: usize,
+        state: &mut Self::State,
+        out: &mut Self::Buffer,
+    ) -> Result<()> {
+        let _ = (shape, weights, x, n, state, out);
+        Err(unavailable("recurrent layers"))
+    }
+}
+
+/// The error of an operation that a device does not have.
+fn unavailable(what: &str) -> Error {
+    Error::not_supported(format!("this device cannot compute {what} yet")).hint("--device cpu")
 }
 
 impl std::fmt::Display for Format {

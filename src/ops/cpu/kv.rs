@@ -24,7 +24,7 @@ pub struct CpuKv {
     blocks: VecDeque<Arc<Block>>,
 }
 
-/// [`BLOCK`] positions: `[n_kv_heads, BLOCK, head_dim]` keys and as many values.
+/// [`BLOCK`] positions: `[n_kv_heads, BLOCK, k_dim]` keys and `[n_kv_heads, BLOCK, v_dim]` values.
 #[derive(Clone)]
 struct Block {
     k: Elements,
@@ -91,21 +91,21 @@ impl CpuKv {
         n: usize,
         start: usize,
     ) -> Result<()> {
-        let KvShape { n_kv_heads, head_dim, format, .. } = self.shape;
-        let width = n_kv_heads * head_dim;
+        let KvShape { n_kv_heads, k_dim, v_dim, format, .. } = self.shape;
         let mut done = 0;
         while done < n {
             let (number, at) = ((start + done) / BLOCK, (start + done) % BLOCK);
             let count = (BLOCK - at).min(n - done);
             while self.first + self.blocks.len() <= number {
-                let elements = || Elements::new(width * BLOCK, format);
-                self.blocks.push_back(Arc::new(Block { k: elements(), v: elements() }));
+                let elements = |dim| Elements::new(n_kv_heads * dim * BLOCK, format);
+                let block = Block { k: elements(k_dim), v: elements(v_dim) };
+                self.blocks.push_back(Arc::new(block));
             }
             // A block that a fork still uses is copied first.
             let block = Arc::make_mut(&mut self.blocks[number - self.first]);
-            let rows = done * width..(done + count) * width;
-            store_kv(isa, block.k.view_mut(), n_kv_heads, head_dim, at, &k[rows.clone()]);
-            store_kv(isa, block.v.view_mut(), n_kv_heads, head_dim, at, &v[rows]);
+            let rows = |dim| done * n_kv_heads * dim..(done + count) * n_kv_heads * dim;
+            store_kv(isa, block.k.view_mut(), n_kv_heads, k_dim, at, &k[rows(k_dim)]);
+            store_kv(isa, block.v.view_mut(), n_kv_heads, v_dim, at, &v[rows(v_dim)]);
             done += count;
         }
         Ok(())
@@ -147,8 +147,8 @@ mod tests {
     use super::*;
 
     fn filled(window: Option<usize>, len: usize) -> CpuKv {
-        let mut kv =
-            CpuKv::new(KvShape { n_kv_heads: 1, head_dim: 2, window, format: KvFormat::F16 });
+        let format = KvFormat::F16;
+        let mut kv = CpuKv::new(KvShape { n_kv_heads: 1, k_dim: 2, v_dim: 2, window, format });
         for position in 0..len {
             let row = [position as f32; 2];
             kv.store(Isa::portable(), &row, &row, 1, position).unwrap();

@@ -1,0 +1,23 @@
+//! What a recurrent layer remembers, in main memory.
+
+use crate::ops::Recurrent;
+
+/// The state of one Mamba-2 layer and one sequence, in f32.
+#[derive(Clone)]
+pub struct CpuState {
+    /// The last `conv_width - 1` rows of the convolution's channels, the oldest first.
+    pub(super) conv: Vec<f32>,
+    /// `[n_heads, head_dim, state_dim]`.
+    pub(super) heads: Vec<f32>,
+}
+
+impl Recurrent for CpuState {
+    fn clear(&mut self) {
+        self.conv.fill(0.0);
+        self.heads.fill(0.0);
+    }
+
+    fn bytes(&self) -> u64 {
+        (size_of_val(self.conv.as_slice()) + size_of_val(self.heads.as_slice())) as u64
+    }
+}
