@@ -175,7 +175,7 @@ pub(crate) fn latent_magnitude(c: &Config) -> Result<f64, ConfigError> {
 
 /// What sines and cosines are multiplied by.
 ///
-/// `attention_factor` if given; else the ratio of the two `mscale` terms if both are non-zero; else
+/// 1 if `apply_scale` is false; `attention_factor` if given; else the ratio of the two `mscale` terms if both are non-zero; else
 /// `0.1 ln(factor) + 1`. An `mscale_all_dim` of 0 counts as absent, as in the reference.
 fn yarn_magnitude(section: &Config, factor: f64) -> Result<f32, ConfigError> {
     let term = |mscale: f64| if factor <= 1.0 { 1.0 } else { 0.1 * mscale * factor.ln() + 1.0 };
@@ -183,6 +183,7 @@ fn yarn_magnitude(section: &Config, factor: f64) -> Result<f32, ConfigError> {
     let mscale = section.maybe_number("mscale")?.filter(|m| *m != 0.0);
     let all_dim = section.maybe_number("mscale_all_dim")?.filter(|m| *m != 0.0);
     let magnitude = match (given, mscale, all_dim) {
+        _ if !section.flag("apply_scale", true)? => 1.0,
         (Some(given), _, _) => given,
         (None, Some(mscale), Some(all_dim)) => term(mscale) / term(all_dim),
         (None, _, _) => term(1.0),

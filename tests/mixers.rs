@@ -1,0 +1,225 @@
+//! Ways of storing one and the same model give one and the same logits: experts apart, together and in 8-bit floats,
+//! Mamba-2 under two names.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod common;
+#[path = "common/tiny.rs"]
+#[expect(dead_code, reason = "each test file uses its part")]
+mod tiny;
+
+use std::path::PathBuf;
+
+use ::safetensors::tensor::TensorView;
+use ::safetensors::{Dtype, SafeTensors};
+use common::{Expected, folder, load, prefill};
+use serde_json::{Value, json};
+use tiny::{Tensor, safetensors};
+use tramontane::{Format, Model, Result};
+
+/// A tiny model in memory.
+struct Tiny {
+    name: &'static str,
+    config: Value,
+    tensors: Vec<Tensor>,
+}
+
+impl Tiny {
+    /// The one in the folder `name` of `tests/data/logits`, which must be in f32.
+    fn of(name: &'static str) -> Self {
+        let config = std::fs::read_to_string(folder(name).join("config.json")).unwrap();
+        let quoted = config.replace("Infinity", "\"Infinity\"");
+        let file = std::fs::read(folder(name).join("model.safetensors")).unwrap();
+        let tensor = |(name, view): (String, TensorView<'_>)| {
+            assert_eq!(view.dtype(), Dtype::F32);
+            let (shape, data) = (view.shape().to_vec(), view.data().to_vec());
+            Tensor { name, dtype: "F32", shape, data }
+        };
+        let tensors = SafeTensors::deserialize(&file).unwrap();
+        let mut tensors: Vec<Tensor> = tensors.tensors().into_iter().map(tensor).collect();
+        tensors.sort_by(|a, b| a.name.cmp(&b.name));
+        Self { name, config: serde_json::from_str(&quoted).unwrap(), tensors }
+    }
+
+    /// Takes out every tensor whose name ends with `end`.
+    fn take(&mut self, end: &str) -> Vec<Tensor> {
+        self.tensors.extract_if(.., |tensor| tensor.name.ends_with(end)).collect()
+    }
+
+    /// Loads it from a folder called after `variant`.
+    fn load(&self, variant: &str) -> Result<Model> {
+        let tmp = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
+        let folder = tmp.join("mixers").join(self.name).join(variant);
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(folder.join("config.json"), self.config.to_string()).unwrap();
+        std::fs::write(folder.join("model.safetensors"), safetensors(&self.tensors)).unwrap();
+        load(&folder, Format::F32)
+    }
+
+    /// The logits of the model's first prompt.
+    fn logits(&self, variant: &str) -> Vec<f32> {
+        let ids = Expected::of(self.name).ids("input_ids_0");
+        prefill(&self.load(variant).unwrap(), &ids)
+    }
+}
+
+/// Matrix `number` of `tensor`, of `rows` rows, as a tensor of its own.
+fn slice(tensor: &Tensor, name: String, number: usize, rows: usize) -> Tensor {
+    let cols = tensor.shape[2];
+    let size = tensor.data.len() / tensor.shape.iter().product::<usize>();
+    let bytes = rows * cols * size;
+    let data = tensor.data[number * bytes..(number + 1) * bytes].to_vec();
+    Tensor { name, dtype: tensor.dtype, shape: vec![rows, cols], data }
+}
+
+/// Stores each expert's matrices apart, under the names of DeepSeek-V3.
+fn apart(tiny: &mut Tiny) {
+    let (ups, downs) = (tiny.take(".experts.gate_up_proj"), tiny.take(".experts.down_proj"));
+    assert!(!ups.is_empty() && ups.len() == downs.len());
+    for (up, down) in ups.iter().zip(&downs) {
+        let experts = up.name.trim_end_matches(".gate_up_proj").to_owned();
+        for e in 0..up.shape[0] {
+            let rows = up.shape[1] / 2;
+            for (i, part) in ["gate_proj", "up_proj"].into_iter().enumerate() {
+                let name = format!("{experts}.{e}.{part}.weight");
+                tiny.tensors.push(slice(up, name, 2 * e + i, rows));
+            }
+            let name = format!("{experts}.{e}.down_proj.weight");
+            tiny.tensors.push(slice(down, name, e, down.shape[1]));
+        }
+    }
+}
+
+#[test]
+fn experts_together_or_apart_are_the_same() {
+    let together = Tiny::of("mistral4_mla_moe");
+    let mut other = Tiny::of("mistral4_mla_moe");
+    apart(&mut other);
+    assert!(together.logits("together") == other.logits("apart"));
+}
+
+/// The number that the byte of an 8-bit float stands for, where it is a small normal one.
+fn e4m3(byte: u8) -> f32 {
+    let sign = if byte & 0x80 == 0 { 1.0 } else { -1.0 };
+    sign * (1.0 + f32::from(byte & 7) / 8.0) * 2f32.powi(i32::from(byte >> 3 & 15) - 7)
+}
+
+#[test]
+fn each_expert_in_8_bit_floats_has_its_own_scale() {
+    let (mut small, mut wide) = (Tiny::of("mistral4_mla_moe"), Tiny::of("mistral4_mla_moe"));
+    let mut scales = Vec::new();
+    for (small, wide) in small.tensors.iter_mut().zip(&mut wide.tensors) {
+        if !small.name.contains(".experts.") {
+            continue;
+        }
+        let n_experts = small.shape[0];
+        let factors: Vec<f32> = (0..n_experts).map(|e| 0.01 * (e + 1) as f32).collect();
+        let n: usize = small.shape.iter().product();
+        // Any bytes with exponents around 7 will do.
+        let bytes: Vec<u8> = (0..n).map(|i| (i * 37 % 32 + 40 + i * 11 % 2 * 128) as u8).collect();
+        let per_expert = n / n_experts;
+        wide.fill(|i| e4m3(bytes[i]) * factors[i / per_expert]);
+        (small.dtype, small.data) = ("F8_E4M3", bytes);
+        let name = format!("{}_scale_inv", small.name);
+        scales.push(Tensor::f32(&name, &[n_experts, 1, 1], &factors));
+    }
+    small.tensors.extend(scales);
+    assert!(small.logits("fp8") == wide.logits("fp8-as-f32"));
+
+    small.take("experts.down_proj_scale_inv");
+    let error = small.load("fp8-without-scale").unwrap_err().to_string();
+    assert!(error.contains("experts.down_proj_scale_inv"), "{error}");
+}
+
+#[test]
+fn layers_that_guess_further_tokens_are_left_alone() {
+    let mut tiny = Tiny::of("deepseek_v3");
+    let logits = tiny.logits("plain");
+    let more = Tensor::f32("model.layers.2.eh_proj.weight", &[2, 2], &[0.0; 4]);
+    tiny.tensors.push(more);
+    let error = tiny.load("with-unknown-layer").unwrap_err().to_string();
+    assert!(error.contains("model.layers.2.eh_proj"), "{error}");
+    tiny.config["num_nextn_predict_layers"] = json!(1);
+    assert!(tiny.logits("with-extra-layer") == logits);
+}
+
+#[test]
+fn the_second_magnitude_of_latent_attention_can_be_switched_off() {
+    let mut tiny = Tiny::of("mistral4_mla_moe");
+    let logits = tiny.logits("with-magnitude");
+    tiny.config["rope_parameters"]["apply_scale"] = json!(false);
+    assert!(tiny.logits("without-magnitude") != logits);
+}
+
+#[test]
+fn what_the_configuration_says_twice_must_agree() {
+    for (key, value) in [
+        ("num_key_value_heads", json!(2)),
+        ("head_dim", json!(12)),
+        ("n_group", json!(4)),
+        ("moe_layer_freq", json!(2)),
+        ("first_k_dense_replace", json!(3)),
+        ("num_experts_per_tok", json!(7)),
+        ("scoring_func", json!("sigmoid")),
+    ] {
+        let mut tiny = Tiny::of("mistral4_mla_moe");
+        tiny.config[key] = value;
+        let error = tiny.load("contradiction").unwrap_err().to_string();
+        let named =
+            error.contains(key) || (key == "num_experts_per_tok" && error.contains("7 of 6"));
+        assert!(named, "{key}: {error}");
+    }
+}
+
+/// Nemotron-H's two recurrent layers without the others.
+fn two_mambas() -> Tiny {
+    let mut tiny = Tiny::of("nemotron_h_mlp");
+    tiny.config["hybrid_override_pattern"] = json!("MM");
+    tiny.config["num_hidden_layers"] = json!(2);
+    tiny.tensors
+        .retain(|t| [".layers.1.", ".layers.3.", ".layers.4."].iter().all(|l| !t.name.contains(l)));
+    for tensor in &mut tiny.tensors {
+        tensor.name = tensor.name.replace(".layers.2.", ".layers.1.");
+    }
+    tiny
+}
+
+/// The same model as a Mamba-2.
+fn as_mamba2(tiny: &mut Tiny) {
+    tiny.config = json!({
+        "architectures": ["Mamba2ForCausalLM"], "model_type": "mamba2", "vocab_size": 256,
+        "hidden_size": 64, "num_hidden_layers": 2, "num_heads": 8, "head_dim": 8, "n_groups": 2,
+        "state_size": 16, "conv_kernel": 4, "expand": 1, "hidden_act": "silu", "use_bias": false,
+        "use_conv_bias": true, "layer_norm_epsilon": 1e-5, "time_step_limit": [0.001, "Infinity"],
+        "chunk_size": 16, "time_step_rank": 4, "rms_norm": true, "norm_before_gate": true,
+        "residual_in_fp32": true, "tie_word_embeddings": false,
+    });
+}
+
+#[test]
+fn mamba_2_is_nemotron_h_with_recurrent_layers_only() {
+    let mut tiny = two_mambas();
+    let logits = tiny.logits("recurrent");
+    as_mamba2(&mut tiny);
+    assert!(tiny.logits("as-mamba2") == logits);
+    tiny.config["time_step_limit"] = json!([0.001, 0.002]);
+    assert!(tiny.logits("short-steps") != logits);
+    tiny.config["expand"] = json!(2);
+    let error = tiny.load("contradiction").unwrap_err().to_string();
+    assert!(error.contains("`expand`"), "{error}");
+}
+
+#[test]
+fn a_recurrent_cache_does_not_grow() {
+    let mut tiny = two_mambas();
+    as_mamba2(&mut tiny);
+    let model = tiny.load("bounded").unwrap();
+    let mut cache = model.cache().unwrap();
+    // Two layers: three rows of 64 + 2 · 2 · 16 channels, and eight heads of eight rows of 16.
+    let bytes = 2 * 4 * (3 * 128 + 8 * 8 * 16);
+    for length in [1, 2, 300] {
+        model.forward(&vec![7; length], &mut cache).unwrap();
+        assert_eq!(cache.bytes(), bytes);
+    }
+    assert!(!cache.truncate(200));
+    assert_eq!((cache.len(), cache.bytes()), (0, bytes));
+}
