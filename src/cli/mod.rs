@@ -18,6 +18,7 @@ mod logits;
 mod pull;
 mod signals;
 mod talk;
+mod template;
 mod tokenize;
 
 use std::process::ExitCode;
@@ -66,6 +67,8 @@ enum Command {
     Inspect(inspect::Args),
     /// Turn text into token ids, or ids into text
     Tokenize(tokenize::Args),
+    /// Turn a conversation into a prompt by the model's own chat template
+    Template(template::Args),
     /// Download a model from the hub, or bring it up to date
     #[cfg(feature = "hub")]
     Pull(pull::Args),
@@ -93,6 +96,7 @@ pub(crate) fn run() -> Result<ExitCode> {
         Command::Logits(args) => logits::run(args),
         Command::Inspect(args) => inspect::run(args),
         Command::Tokenize(args) => tokenize::run(args),
+        Command::Template(args) => template::run(args),
         #[cfg(feature = "hub")]
         Command::Pull(args) => pull::run(args),
         #[cfg(feature = "hub")]
