@@ -184,23 +184,39 @@ impl<W: Floats, const P: usize> Kernel for FloatSingle<'_, W, P> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
+        let panels = self.panels.map(W::columns);
         for span in 0..self.input.spans() {
-            let columns = self.input.columns(span);
-            let x = &self.input.floats(span, 0)[..columns];
-            let w = self.panels.map(|panel| &W::columns(panel)[span * SPAN..][..columns]);
-            let mut sums = [[s.splat(0.0); 2]; P];
-            for k in 0..columns {
-                let x = s.splat(x[k]);
-                for p in 0..P {
-                    let w = W::load(s, &w[p][k]);
-                    sums[p] = [s.mul_add(w[0], x, sums[p][0]), s.mul_add(w[1], x, sums[p][1])];
-                }
-            }
+            let x = self.input.floats(span, 0);
+            let w = panels.map(|panel| &panel[span * SPAN..][..x.len()]);
+            let sums = dot_columns::<S, W, P>(s, w, x);
             for (totals, sums) in self.totals.iter_mut().zip(sums) {
                 add_sums(s, [sums], totals);
             }
         }
     }
+}
+
+/// The sums of `P` panels over the columns of one span.
+#[inline(always)]
+fn dot_columns<S: Simd, W: Floats, const P: usize>(
+    s: S,
+    w: [&[W::Column]; P],
+    x: &[f32],
+) -> [[S::F; 2]; P] {
+    assert!(w.iter().all(|w| w.len() == x.len()));
+    let w = w.map(<[W::Column]>::as_ptr);
+    let mut sums = [[s.splat(0.0); 2]; P];
+    for (k, x) in x.iter().enumerate() {
+        let x = s.splat(*x);
+        for p in 0..P {
+            // SAFETY: `k` is below the length of all of them. Checked one by one, there would be more checks than
+            // arithmetic here.
+            let w = W::load(s, unsafe { &*w[p].add(k) });
+            sums[p][0] = s.mul_add(w[0], x, sums[p][0]);
+            sums[p][1] = s.mul_add(w[1], x, sums[p][1]);
+        }
+    }
+    sums
 }
 
 /// The dot products of a panel with the tokens of some tiles, straight from the packed weights.

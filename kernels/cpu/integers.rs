@@ -183,7 +183,8 @@ fn q8_single_group(group: &[u8; Q8_GROUP], x: &[i16; COLUMNS], sums: &mut [__m25
     }
 }
 
-/// A span of a q8 panel, widened to 16 bits.
+/// A span of a q8 panel, widened to 16 bits; aligned, or half of all loads would touch two cache lines.
+#[repr(align(64))]
 struct Q8Span {
     /// `[pair of columns][row][2]`
     words: [[i16; 2 * PANEL]; SPAN / 2],
@@ -363,7 +364,8 @@ fn q4_single_group(
     }
 }
 
-/// 8 rows of a span of a q4 panel, as signed bytes.
+/// 8 rows of a span of a q4 panel, as signed bytes; aligned, or half of all loads would touch two cache lines.
+#[repr(align(64))]
 struct Q4Span {
     /// `[4 columns][row][4]`
     codes: [[i8; 32]; SPAN / 4],
