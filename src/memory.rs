@@ -33,13 +33,10 @@ impl Estimate {
         kv: KvFormat,
         context: usize,
     ) -> Self {
-        let per_parameter = match format {
-            Format::Auto => None,
-            Format::F32 => Some(4),
-            Format::Bf16 | Format::F16 => Some(2),
+        let weights = match format.bits() {
+            None => stored_bytes,
+            Some(bits) => (bits / 8.0 * architecture.n_parameters() as f64) as u64,
         };
-        let weights =
-            per_parameter.map_or(stored_bytes, |bytes| bytes * architecture.n_parameters());
         Self {
             weights,
             cache: cache_bytes(architecture, kv, context),
@@ -82,11 +79,7 @@ impl Estimate {
 
 /// Bytes of weights in `format` that are read for one token: not the embedding, of which a token reads one row (unless
 /// it is the head too), and of experts only those that a token uses.
-pub(crate) fn weight_bytes_per_token(architecture: &Architecture, format: Format) -> u64 {
-    let per_parameter = match format {
-        Format::Auto | Format::F32 => 4,
-        Format::Bf16 | Format::F16 => 2,
-    };
+pub fn weight_bytes_per_token(architecture: &Architecture, format: Format) -> u64 {
     let table = |rows: usize| (rows * architecture.hidden) as u64;
     let embed = if architecture.head.tied { 0 } else { table(architecture.vocab) };
     let positions = table(architecture.embedding.learned_positions.unwrap_or(0));
@@ -98,7 +91,11 @@ pub(crate) fn weight_bytes_per_token(architecture: &Architecture, format: Format
     };
     let idle: u64 =
         architecture.layers.iter().filter_map(|layer| layer.mlp.as_ref()).map(idle).sum();
-    per_parameter * (architecture.n_parameters() - embed - positions - idle)
+    let head = table(architecture.vocab);
+    let body = architecture.n_parameters() - embed - positions - idle - head;
+    let bytes = |format: Format, n: u64| format.bits().unwrap_or(32.0) / 8.0 * n as f64;
+    let head_format = if format == Format::Q4 { Format::Q8 } else { format };
+    (bytes(format, body) + bytes(head_format, head)) as u64
 }
 
 /// Bytes of keys and values of `context` tokens; layers whose window slides keep only what it sees, and recurrent

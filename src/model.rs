@@ -3,27 +3,30 @@
 //! [`Model`] is immutable, `Send + Sync` and cheap to clone; every [`Session`] and every
 //! [`KvCache`] made from it has its own state, so several can run at once.
 
+mod plan;
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use candle_core::{Device, Tensor};
+use tramontane_models::Architecture;
 use tramontane_models::spec::{Rope, RopeScaling};
-use tramontane_models::{Architecture, Config};
 
 use crate::cache::{KvCache, Runtime};
 use crate::chat::ChatTemplate;
-use crate::checkpoint::{Checkpoint, Layout};
 use crate::error::{Error, Result};
-use crate::files::{MAX_CONFIG, ModelFiles};
+use crate::files::ModelFiles;
 use crate::generate::Session;
 use crate::hub::{self, HubOptions, ModelRef};
-use crate::memory::{self, Estimate};
-use crate::nn::graph::{self, Graph, Rows};
-use crate::nn::weight::untie_stored_head;
+use crate::memory;
+use crate::nn::graph::{Graph, Rows};
 use crate::ops::{Cpu, Format, KvFormat};
 use crate::sample::GenerationDefaults;
 use crate::tokenizer::Tokenizer;
+use plan::DEFAULT_CONTEXT;
+
+pub use plan::Plan;
 
 /// How a model is loaded.
 #[derive(Clone, Default)]
@@ -112,9 +115,6 @@ struct Inner {
     load_time: Duration,
 }
 
-/// The sequence length where neither the caller nor the configuration says one.
-const DEFAULT_CONTEXT: usize = 4096;
-
 impl Model {
     /// Loads the model that `name` tells: empty for the built-in one, a folder, a `*.safetensors` file,
     /// or `organisation/name[@revision]` on the hub.
@@ -124,6 +124,12 @@ impl Model {
     /// If there is no such model, a file of it is broken or contradicts another, it needs something that is
     /// not implemented, or memory is short.
     pub fn load(name: &str, options: &LoadOptions) -> Result<Self> {
+        let (name, files) = Self::find(name, options)?;
+        Self::from_files(&name, &files, options)
+    }
+
+    /// Where the files of the model are that `name` tells, fetched if need be, and how reports call it.
+    fn find(name: &str, options: &LoadOptions) -> Result<(String, ModelFiles)> {
         let reference = ModelRef::parse(Some(name).filter(|name| !name.is_empty()))?;
         let silent = Silent;
         let progress: &dyn hub::Progress = match &options.progress {
@@ -131,7 +137,7 @@ impl Model {
             None => &silent,
         };
         let files = hub::resolve(&reference, &options.hub, progress)?;
-        Self::from_files(&reference.to_string(), &files, options)
+        Ok((reference.to_string(), files))
     }
 
     /// Loads the model whose files are at hand; `name` is how reports call it.
@@ -141,44 +147,20 @@ impl Model {
     /// As [`Model::load`].
     pub fn from_files(name: &str, files: &ModelFiles, options: &LoadOptions) -> Result<Self> {
         let start = Instant::now();
-        let checkpoint = Checkpoint::open(files)?;
-        let (mut architecture, mut warnings) = read_architecture(files, checkpoint.layout())?;
-        warnings.extend(checkpoint.notes().iter().cloned());
-        warnings.extend(untie_stored_head(&mut architecture, &checkpoint));
-        graph::rehearse(&architecture, &checkpoint)?;
-        let tokenizer = Tokenizer::load(files)?;
-        check_vocabulary(&architecture, tokenizer.as_ref()).map_err(|e| e.at(files.place("")))?;
-        let chat = ChatTemplate::load(files, tokenizer.as_ref())?;
-        let defaults = GenerationDefaults::read(files)?;
-        warnings.extend(defaults.not_done.iter().map(|setting| {
-            format!(
-                "generation_config.json asks for {setting}, which is not done: texts will differ"
-            )
-        }));
-        let eos = eos_ids(&architecture, &defaults, tokenizer.as_ref(), chat.as_ref());
-        if let Some(id) = eos.iter().find(|id| **id as usize >= architecture.vocab) {
-            let rows = architecture.vocab;
-            warnings.push(format!(
-                "an end token of generation_config.json or the chat template (`eos_token_id`) is {id}, \
-                 which can never come: the embedding has {rows} rows"
-            ));
+        let plan = Plan::from_files(name, files)?;
+        if options.strict {
+            plan.check_strictly()?;
         }
-
         let device = Cpu::new(options.threads)?;
-        let stored = stored_format(&checkpoint);
-        let format = if options.format == Format::Auto { stored } else { options.format };
-        let kv = match options.kv {
-            KvFormat::Auto if format == Format::F32 => KvFormat::F32,
-            KvFormat::Auto => KvFormat::F16,
-            KvFormat::F16 | KvFormat::F32 => options.kv,
-        };
-        let context = options.context.unwrap_or_else(|| default_context(&architecture));
+        let (format, kv) = (plan.format(options.format), plan.kv(options.kv, options.format));
+        let context = options.context.unwrap_or_else(|| plan.context());
         // Without an explicit context, room for a usual conversation is enough: the cache grows as it is used.
         let planned = options.context.unwrap_or(context.min(DEFAULT_CONTEXT));
-        Estimate::new(&architecture, checkpoint.total_bytes(), options.format, kv, planned)
-            .check()?;
+        plan.estimate(options.format, kv, planned).check()?;
+        let Plan { name, checkpoint, architecture, tokenizer, chat, defaults, eos, warnings } =
+            plan;
         let info = ModelInfo {
-            name: name.to_owned(),
+            name,
             family: architecture.family.clone(),
             parameters: architecture.n_parameters(),
             format: format.to_string(),
@@ -196,10 +178,6 @@ impl Model {
         };
         let graph =
             Graph::load(device, architecture.clone(), &checkpoint, options.format, &mut progress)?;
-        if let Some(warning) = warnings.first().filter(|_| options.strict) {
-            return Err(Error::bad_model(warning.clone())
-                .hint("loading without --strict, if this is harmless"));
-        }
         let inner = Inner {
             runtime: Box::new(graph),
             architecture,
@@ -383,71 +361,3 @@ pub(crate) fn too_long(length: usize, context: usize) -> Error {
 
 struct Silent;
 impl hub::Progress for Silent {}
-
-/// Reads and describes the configuration that belongs to the layout of the weights.
-///
-/// # Errors
-///
-/// If it is missing, broken, or asks for something that is not implemented.
-pub fn read_architecture(
-    files: &ModelFiles,
-    layout: Layout,
-) -> Result<(Architecture, Vec<String>)> {
-    let name = match layout {
-        Layout::HuggingFace => "config.json",
-        Layout::MistralNative => "params.json",
-    };
-    let Some(text) = files.read_text(name, MAX_CONFIG)? else {
-        return Err(Error::bad_model(format!("{name} is missing, expected it beside the weights"))
-            .at(files.place(""))
-            .hint("fetching the whole repository: weights alone do not tell the architecture"));
-    };
-    let config = match layout {
-        Layout::HuggingFace => Config::parse(&text),
-        Layout::MistralNative => Config::parse_native(&text),
-    };
-    let described = config.and_then(|config| tramontane_models::describe(&config));
-    described.map_err(|e| Error::from(e).at(files.place(name)))
-}
-
-/// Every id that the tokenizer can give must have a row in the embedding.
-fn check_vocabulary(architecture: &Architecture, tokenizer: Option<&Tokenizer>) -> Result<()> {
-    let Some(ids) = tokenizer.map(Tokenizer::vocab_size) else { return Ok(()) };
-    if ids <= architecture.vocab {
-        return Ok(());
-    }
-    Err(Error::bad_model(format!(
-        "the tokenizer knows id {}, but the embedding has {} rows (`vocab_size`)",
-        ids - 1,
-        architecture.vocab
-    ))
-    .hint("the tokenizer and weights of one and the same revision"))
-}
-
-fn eos_ids(
-    architecture: &Architecture,
-    defaults: &GenerationDefaults,
-    tokenizer: Option<&Tokenizer>,
-    chat: Option<&ChatTemplate>,
-) -> BTreeSet<u32> {
-    let mut eos: BTreeSet<u32> =
-        architecture.eos.iter().chain(&defaults.eos_token_ids).copied().collect();
-    if let Some(tokenizer) = tokenizer {
-        eos.extend(chat.iter().flat_map(|chat| chat.stop_tokens(tokenizer)));
-        if eos.is_empty() {
-            eos.extend(tokenizer.eos_id());
-        }
-    }
-    eos
-}
-
-/// The format in which most of the weights are stored.
-fn stored_format(checkpoint: &Checkpoint) -> Format {
-    let largest =
-        checkpoint.names().filter_map(|name| checkpoint.get(name)).max_by_key(|t| t.bytes.len());
-    match largest.map(|t| t.dtype) {
-        Some(safetensors::Dtype::BF16) => Format::Bf16,
-        Some(safetensors::Dtype::F16) => Format::F16,
-        _ => Format::F32,
-    }
-}

@@ -233,7 +233,8 @@ fn other_file(folder: &Path, names: &[String]) -> Result<String> {
 /// The path of the file `name` of `folder`, with its links followed as far as they are allowed.
 ///
 /// A link may point to another name of the same folder, or into the store of the Hugging Face cache
-/// (`../../blobs/<hash>`): anything else would open files that the model has no business with.
+/// (`../../blobs/<hash>`, which may itself be a link into the store that all repositories of the cache share):
+/// anything else would open files that the model has no business with.
 fn inside(folder: &Path, name: &str) -> Result<PathBuf> {
     let mut path = folder.join(name);
     for _ in 0..MAX_LINKS {
@@ -243,28 +244,79 @@ fn inside(folder: &Path, name: &str) -> Result<PathBuf> {
             _ => return Ok(path),
         }
         let target = std::fs::read_link(&path).map_err(|e| Error::io(&path, e))?;
-        let is_blob = is_cache_blob(&target);
-        if !is_blob && target.components().count() != 1 || target.is_absolute() {
-            return Err(Error::bad_model(format!(
-                "the weight file is a link to {}, outside the model folder",
-                target.display()
-            ))
-            .at(path.display())
-            .so("only files of the model folder and of the hub's cache are opened")
-            .hint("naming the file itself as the model"));
+        if is_cache_blob(&target) {
+            return shared_blob(folder.join(target));
+        }
+        if target.components().count() != 1 || target.is_absolute() {
+            return Err(leads_outside(&path, &target));
         }
         path = folder.join(target);
-        if is_blob && !path.is_symlink() {
-            return Ok(path);
-        }
     }
     Err(Error::bad_model(format!("more than {MAX_LINKS} links lead from this name: a link loop?"))
         .at(folder.join(name).display()))
 }
 
+/// The file of a blob: its own, or one of the cache's shared store, `../../blobs/<2 digits>/<hash>`.
+fn shared_blob(blob: PathBuf) -> Result<PathBuf> {
+    let Ok(target) = std::fs::read_link(&blob) else { return Ok(blob) };
+    let file = blob.parent().unwrap_or(Path::new("")).join(&target);
+    let is_shared = target.strip_prefix("../../blobs").is_ok_and(|rest| {
+        let parts: Vec<&str> = rest.iter().filter_map(|part| part.to_str()).collect();
+        matches!(parts[..], [group, hash] if group.len() == 2 && hash.starts_with(group) && is_hash(hash))
+    });
+    if is_shared && !file.is_symlink() { Ok(file) } else { Err(leads_outside(&blob, &target)) }
+}
+
+fn leads_outside(path: &Path, target: &Path) -> Error {
+    Error::bad_model(format!(
+        "the weight file is a link to {}, outside the model folder",
+        target.display()
+    ))
+    .at(path.display())
+    .so("only files of the model folder and of the hub's cache are opened")
+    .hint("naming the file itself as the model")
+}
+
 /// Whether a link's target is `../../blobs/<hash>`, as the cache of the hub lays it out.
 fn is_cache_blob(target: &Path) -> bool {
     let Ok(rest) = target.strip_prefix("../../blobs") else { return false };
-    let Some(hash) = rest.to_str() else { return false };
+    rest.to_str().is_some_and(is_hash)
+}
+
+fn is_hash(hash: &str) -> bool {
     (40..=64).contains(&hash.len()) && hash.bytes().all(|b| b.is_ascii_hexdigit())
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn a_blob_may_lie_in_the_store_that_repositories_share() {
+        let cache = tempfile::tempdir().unwrap();
+        let repo = cache.path().join("models--org--name");
+        let snapshot = repo.join("snapshots/main");
+        let shared = cache.path().join("blobs/ab");
+        for folder in [&snapshot, &repo.join("blobs"), &shared] {
+            fs::create_dir_all(folder).unwrap();
+        }
+        let (etag, xet) = ("0".repeat(64), format!("ab{}", "1".repeat(62)));
+        fs::write(shared.join(&xet), "weights").unwrap();
+        symlink(format!("../../blobs/{etag}"), snapshot.join("model.safetensors")).unwrap();
+        let blob = repo.join("blobs").join(&etag);
+        symlink(format!("../../blobs/ab/{xet}"), &blob).unwrap();
+        let found = inside(&snapshot, "model.safetensors").unwrap();
+        assert_eq!(fs::read_to_string(found).unwrap(), "weights");
+
+        let absolute = shared.join(&xet).display().to_string();
+        for target in [&*absolute, "../../blobs/cd/x", "../../../x", "/etc/passwd"] {
+            fs::remove_file(&blob).unwrap();
+            symlink(target, &blob).unwrap();
+            let error = inside(&snapshot, "model.safetensors").unwrap_err().to_string();
+            assert!(error.contains("outside the model folder"), "{target}: {error}");
+        }
+    }
 }

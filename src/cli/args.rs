@@ -6,6 +6,7 @@ use std::sync::Arc;
 use clap::ValueEnum;
 use tramontane::error::Result;
 use tramontane::hub::HubOptions;
+use tramontane::model::Plan;
 use tramontane::sample::Sampling;
 use tramontane::{Error, Format, KvFormat, LoadOptions, Model};
 
@@ -66,6 +67,10 @@ pub(super) enum FormatArg {
     Bf16,
     /// IEEE half precision
     F16,
+    /// 8 bits, made at load
+    Q8,
+    /// 4 bits, made at load
+    Q4,
 }
 
 /// [`KvFormat`] on the command line.
@@ -80,30 +85,57 @@ pub(super) enum KvArg {
 }
 
 impl ModelArgs {
-    /// Loads the model, with a progress bar where that takes long.
-    pub(super) fn load(&self) -> Result<Model> {
+    /// The format of the weights.
+    pub(super) fn format(&self) -> Format {
+        match self.format {
+            FormatArg::Auto => Format::Auto,
+            FormatArg::F32 => Format::F32,
+            FormatArg::Bf16 => Format::Bf16,
+            FormatArg::F16 => Format::F16,
+            FormatArg::Q8 => Format::Q8,
+            FormatArg::Q4 => Format::Q4,
+        }
+    }
+
+    /// The format of the cache.
+    pub(super) fn kv(&self) -> KvFormat {
+        match self.kv {
+            KvArg::Auto => KvFormat::Auto,
+            KvArg::F16 => KvFormat::F16,
+            KvArg::F32 => KvFormat::F32,
+        }
+    }
+
+    fn options(&self, bar: &Arc<LoadBar>) -> LoadOptions {
         let mut hub = HubOptions::from_env();
         hub.offline |= self.offline;
-        let bar = Arc::new(LoadBar::new(!self.quiet));
-        let options = LoadOptions {
-            format: match self.format {
-                FormatArg::Auto => Format::Auto,
-                FormatArg::F32 => Format::F32,
-                FormatArg::Bf16 => Format::Bf16,
-                FormatArg::F16 => Format::F16,
-            },
-            kv: match self.kv {
-                KvArg::Auto => KvFormat::Auto,
-                KvArg::F16 => KvFormat::F16,
-                KvArg::F32 => KvFormat::F32,
-            },
+        LoadOptions {
+            format: self.format(),
+            kv: self.kv(),
             threads: self.threads.map(usize::from),
             context: self.ctx_size.map(|n| n as usize),
             strict: self.strict,
             hub,
             progress: Some(bar.clone()),
-        };
-        let model = Model::load(self.model.as_deref().unwrap_or(""), &options);
+        }
+    }
+
+    /// Reads everything but the weights.
+    pub(super) fn plan(&self) -> Result<Plan> {
+        let bar = Arc::new(LoadBar::new(!self.quiet));
+        let plan = Plan::load(self.model.as_deref().unwrap_or(""), &self.options(&bar));
+        bar.done();
+        let plan = plan?;
+        if self.strict {
+            plan.check_strictly()?;
+        }
+        Ok(plan)
+    }
+
+    /// Loads the model, with a progress bar where that takes long.
+    pub(super) fn load(&self) -> Result<Model> {
+        let bar = Arc::new(LoadBar::new(!self.quiet));
+        let model = Model::load(self.model.as_deref().unwrap_or(""), &self.options(&bar));
         bar.done();
         let model = model?;
         if !self.quiet {

@@ -435,12 +435,16 @@ impl<D: Ops> Weights<D> {
     fn load(l: &mut Loader<'_, D>, kinds: &[Option<usize>]) -> Result<Self> {
         let architecture = l.architecture();
         let (vocab, hidden, top) = (architecture.vocab, architecture.hidden, At::default());
-        let embed = Linear::load(l, Part::Embed, top, [vocab, hidden], false)?;
+        let embed = if architecture.head.tied {
+            Linear::load(l, Part::Embed, top, [vocab, hidden], false)?
+        } else {
+            Linear::table(l, Part::Embed, top, [vocab, hidden])?
+        };
         let norm = architecture.embedding.norm.as_ref();
         let embed_norm = l.maybe_norm(Part::EmbedNorm, top, norm, hidden)?;
         let rows = architecture.embedding.learned_positions;
         let learned_positions =
-            rows.map(|rows| l.matrix(Part::LearnedPositions, top, [rows, hidden])).transpose()?;
+            rows.map(|rows| l.table(Part::LearnedPositions, top, [rows, hidden])).transpose()?;
         let layers = architecture.layers.iter().zip(kinds).enumerate();
         let blocks = layers
             .map(|(i, (spec, kind))| Block::load(l, i, spec, *kind))

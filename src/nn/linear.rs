@@ -31,6 +31,20 @@ impl<D: Ops> Linear<D> {
         Ok(Self { weight, bias, rows })
     }
 
+    /// The matrix `part`, `[rows, cols]`, to look up rows only.
+    ///
+    /// # Errors
+    ///
+    /// If the tensor is missing or has another shape.
+    pub fn table(
+        l: &mut Loader<'_, D>,
+        part: Part,
+        at: At,
+        [rows, cols]: [usize; 2],
+    ) -> Result<Self> {
+        Ok(Self { weight: l.table(part, at, [rows, cols])?, bias: None, rows })
+    }
+
     /// `out[t] = w[ids[t]]`: the matrix as an embedding.
     ///
     /// # Errors

@@ -103,9 +103,30 @@ impl<'a, D: Ops> Loader<'a, D> {
         if self.rehearsal {
             return self.device.weight(&hollow(&tensor), Format::Auto);
         }
+        let format = self.format_of(part);
         self.device
-            .weight(&tensor, self.format)
+            .weight(&tensor, format)
             .map_err(|e| e.at(format!("`{}`", tensor.name)).at(&tensor.file))
+    }
+
+    /// The matrix of `part`, `[rows, cols]`, of which only rows are looked up.
+    ///
+    /// # Errors
+    ///
+    /// As [`Loader::matrix`].
+    pub fn table(&mut self, part: Part, at: At, shape: [usize; 2]) -> Result<D::Weight> {
+        let tensor = self.tensor(part, at, "weight", &shape)?;
+        self.device.table(&tensor).map_err(|e| e.at(format!("`{}`", tensor.name)).at(&tensor.file))
+    }
+
+    /// The format of `part`: 4 bits are too few for embedding and head, whose errors no later layer mends, and routers
+    /// are small but decide.
+    fn format_of(&self, part: Part) -> Format {
+        match (self.format, part) {
+            (Format::Q4, Part::Embed | Part::Head) => Format::Q8,
+            (Format::Q4 | Format::Q8, Part::Router) => Format::F32,
+            (format, _) => format,
+        }
     }
 
     /// The bias of `part`, `[len]`.

@@ -1,17 +1,21 @@
 //! The operations on the CPU: plain vectors in, `tramontane_kernels` inside.
 //!
-//! Weights stay where the checkpoint mapped them wherever their format allows it; the cache is made of blocks.
+//! Weights are packed at load, in memory with huge pages; embeddings that are only looked up stay where the checkpoint
+//! mapped them; the cache is made of blocks.
 
 mod kv;
 mod state;
+mod weight;
 
-use half::{bf16, f16};
-use safetensors::Dtype;
+use std::sync::{Mutex, PoisonError};
+
 use tramontane_kernels::cpu::attention::{self, KvView};
 use tramontane_kernels::cpu::elementwise as element;
+use tramontane_kernels::cpu::input::Input;
+use tramontane_kernels::cpu::linear::{Linear, linear};
 use tramontane_kernels::cpu::mamba;
-use tramontane_kernels::cpu::matmul::matmul;
-use tramontane_kernels::formats::{Dense, Matrix};
+use tramontane_kernels::memory::Arena;
+use tramontane_kernels::packed::{Format as PackedFormat, Packed};
 use tramontane_kernels::{Isa, Pool, default_threads};
 use tramontane_models::spec::{self, Activation, Mixer, RopeStyle};
 
@@ -23,11 +27,19 @@ use crate::ops::{
 
 pub use kv::CpuKv;
 pub use state::CpuState;
+pub use weight::CpuWeight;
+
+/// Matrices with the same input that are worked through together.
+const MAX_LAYERS: usize = 3;
 
 /// The CPU: its instructions and the threads that compute.
 pub struct Cpu {
     isa: Isa,
     pool: Pool,
+    /// Where packed weights lie.
+    arena: Mutex<Arena>,
+    /// Prepared activations, kept for the next layer; as many as sessions have computed at once.
+    inputs: Mutex<Vec<Input>>,
 }
 
 impl Cpu {
@@ -40,7 +52,34 @@ impl Cpu {
     /// If the forced instruction set is unknown or this machine does not have it.
     pub fn new(threads: Option<usize>) -> Result<Self> {
         let isa = Isa::from_env().map_err(Error::bad_input)?;
-        Ok(Self { isa, pool: Pool::new(threads.unwrap_or_else(default_threads)) })
+        let pool = Pool::new(threads.unwrap_or_else(default_threads));
+        Ok(Self { isa, pool, arena: Mutex::default(), inputs: Mutex::default() })
+    }
+
+    /// Up to [`MAX_LAYERS`] matrices with the same input, in one parallel region.
+    fn layers(
+        &self,
+        input: &Input,
+        ws: &[&CpuWeight],
+        n: usize,
+        outs: &mut [&mut Vec<f32>],
+    ) -> Result<()> {
+        fn layer<'a>(w: &'a CpuWeight, n: usize, out: &'a mut [f32]) -> Result<Linear<'a>> {
+            let w = w.packed()?;
+            Ok(Linear::new(w, &mut out[..n * w.rows()]))
+        }
+        match (ws, outs) {
+            ([a], [x]) => linear(self.isa, &self.pool, input, &mut [layer(a, n, x)?]),
+            ([a, b], [x, y]) => {
+                linear(self.isa, &self.pool, input, &mut [layer(a, n, x)?, layer(b, n, y)?])
+            }
+            ([a, b, c], [x, y, z]) => {
+                let mut layers = [layer(a, n, x)?, layer(b, n, y)?, layer(c, n, z)?];
+                linear(self.isa, &self.pool, input, &mut layers);
+            }
+            _ => {}
+        }
+        Ok(())
     }
 
     /// `cpu` and its instruction set.
@@ -60,68 +99,6 @@ impl Cpu {
     pub fn threads(&self) -> usize {
         self.pool.n_threads()
     }
-}
-
-/// A weight matrix `[rows, cols]` in main memory.
-pub struct CpuWeight {
-    rows: usize,
-    cols: usize,
-    data: Data,
-}
-
-enum Data {
-    /// Where the checkpoint has it.
-    Stored(TensorData),
-    F32(Vec<f32>),
-    F16(Vec<f16>),
-    Bf16(Vec<bf16>),
-}
-
-impl CpuWeight {
-    fn matrix(&self) -> Result<Matrix<'_>> {
-        let data = match &self.data {
-            Data::F32(values) => Dense::F32(values),
-            Data::F16(values) => Dense::F16(values),
-            Data::Bf16(values) => Dense::Bf16(values),
-            Data::Stored(tensor) => stored(tensor)?,
-        };
-        Ok(Matrix::new(self.rows, self.cols, data))
-    }
-}
-
-/// The values of a tensor where they are.
-fn stored(tensor: &TensorData) -> Result<Dense<'_>> {
-    let f32 = || tensor.as_f32().map(Dense::F32);
-    let f16 = || tensor.as_f16().map(Dense::F16);
-    let bf16 = || tensor.as_bf16().map(Dense::Bf16);
-    f32().or_else(f16).or_else(bf16).ok_or_else(|| {
-        Error::not_supported(format!(
-            "`{}` is stored as {:?}, expected F32, F16 or BF16",
-            tensor.name, tensor.dtype
-        ))
-    })
-}
-
-/// The values of `tensor` in `format`, which is not the one in which it is stored.
-fn converted(tensor: &TensorData, format: Format) -> Result<Data> {
-    let values = tensor.to_f32()?;
-    tensor.bytes.release();
-    Ok(match format {
-        Format::Auto | Format::F32 => Data::F32(values),
-        Format::Bf16 => Data::Bf16(values.into_iter().map(bf16::from_f32).collect()),
-        Format::F16 => {
-            if let Some(x) =
-                values.iter().find(|x| x.is_finite() && f16::from_f32(**x).is_infinite())
-            {
-                return Err(Error::bad_model(format!(
-                    "`{}` holds {x}, which overflows f16",
-                    tensor.name
-                ))
-                .hint("--format bf16 or f32"));
-            }
-            Data::F16(values.into_iter().map(f16::from_f32).collect())
-        }
-    })
 }
 
 impl Ops for Cpu {
@@ -152,18 +129,11 @@ impl Ops for Cpu {
     }
 
     fn weight(&self, tensor: &TensorData, format: Format) -> Result<CpuWeight> {
-        // Any dtype but these and F32 is refused by the conversion.
-        let stored_as = if tensor.dtype == Dtype::BF16 {
-            Format::Bf16
-        } else if tensor.dtype == Dtype::F16 {
-            Format::F16
-        } else {
-            Format::F32
-        };
-        let target = if format == Format::Auto { stored_as } else { format };
-        let as_it_is = target == stored_as && stored(tensor).is_ok();
-        let data = if as_it_is { Data::Stored(tensor.clone()) } else { converted(tensor, target)? };
-        Ok(CpuWeight { rows: tensor.shape[0], cols: tensor.shape[1], data })
+        CpuWeight::pack(self.isa, &self.pool, &self.arena, tensor, format)
+    }
+
+    fn table(&self, tensor: &TensorData) -> Result<CpuWeight> {
+        CpuWeight::table(tensor)
     }
 
     fn kv(&self, shape: KvShape) -> Result<CpuKv> {
@@ -183,11 +153,7 @@ impl Ops for Cpu {
     }
 
     fn embed(&self, table: &CpuWeight, ids: &[u32], x: &mut Vec<f32>) -> Result<()> {
-        let matrix = table.matrix()?;
-        for (id, x) in ids.iter().zip(x.chunks_exact_mut(table.cols)) {
-            matrix.row(self.isa, *id as usize, x);
-        }
-        Ok(())
+        table.rows(self.isa, &self.pool, ids, x)
     }
 
     fn norm(
@@ -239,9 +205,20 @@ impl Ops for Cpu {
         n: usize,
         outs: &mut [&mut Vec<f32>],
     ) -> Result<()> {
-        for (w, out) in ws.iter().zip(outs) {
-            matmul(self.isa, &self.pool, &w.matrix()?, &x[..n * w.cols], &mut out[..n * w.rows]);
+        let Some(cols) = ws.first().map(|w| w.packed()).transpose()?.map(Packed::cols) else {
+            return Ok(());
+        };
+        let mut formats = [PackedFormat::F32; MAX_LAYERS];
+        for (format, w) in formats.iter_mut().zip(ws) {
+            *format = w.packed()?.format();
         }
+        let mut input =
+            self.inputs.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
+        input.set(self.isa, &self.pool, &x[..n * cols], cols, &formats[..ws.len().min(MAX_LAYERS)]);
+        for (ws, outs) in ws.chunks(MAX_LAYERS).zip(outs.chunks_mut(MAX_LAYERS)) {
+            self.layers(&input, ws, n, outs)?;
+        }
+        self.inputs.lock().unwrap_or_else(PoisonError::into_inner).push(input);
         Ok(())
     }
 

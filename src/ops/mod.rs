@@ -29,6 +29,24 @@ pub enum Format {
     Bf16,
     /// IEEE 16-bit floats.
     F16,
+    /// 8-bit integers with a scale for each 32 (8.5 bits per weight).
+    Q8,
+    /// 4-bit codes of 16 values with a scale for each 16 (4.5 bits per weight); embedding and head in [`Format::Q8`].
+    Q4,
+}
+
+impl Format {
+    /// Bits per weight; `None` where the checkpoint decides.
+    #[must_use]
+    pub fn bits(self) -> Option<f64> {
+        match self {
+            Self::Auto => None,
+            Self::F32 => Some(32.0),
+            Self::Bf16 | Self::F16 => Some(16.0),
+            Self::Q8 => Some(8.5),
+            Self::Q4 => Some(4.5),
+        }
+    }
 }
 
 /// What one element of the key/value cache is kept as.
@@ -215,6 +233,8 @@ pub trait Ops: Sized + Send + Sync + 'static {
     fn read(&self, buffer: &Self::Buffer, start: usize, out: &mut [f32]) -> Result<()>;
     /// Takes a matrix `[rows, cols]` of the checkpoint into the device's memory, in `format`.
     fn weight(&self, tensor: &TensorData, format: Format) -> Result<Self::Weight>;
+    /// The same for a matrix of which only rows are looked up ([`Ops::embed`]), in the format in which it is stored.
+    fn table(&self, tensor: &TensorData) -> Result<Self::Weight>;
     /// An empty key/value storage.
     fn kv(&self, shape: KvShape) -> Result<Self::Kv>;
 
@@ -352,6 +372,11 @@ fn unavailable(what: &str) -> Error {
     Error::not_supported(format!("this device cannot compute {what} yet")).hint("--device cpu")
 }
 
+impl Format {
+    /// Every format that weights can have in memory.
+    pub const ALL: &'static [Self] = &[Self::F32, Self::Bf16, Self::F16, Self::Q8, Self::Q4];
+}
+
 impl std::fmt::Display for Format {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
@@ -359,6 +384,8 @@ impl std::fmt::Display for Format {
             Self::F32 => "f32",
             Self::Bf16 => "bf16",
             Self::F16 => "f16",
+            Self::Q8 => "q8",
+            Self::Q4 => "q4",
         })
     }
 }

@@ -13,6 +13,7 @@ mod tiny;
 mod config;
 mod container;
 mod index;
+mod inspect;
 mod mutations;
 mod tensors;
 

@@ -1,0 +1,136 @@
+//! Weights in main memory: packed for the kernels, or, where only single rows are ever read, as the checkpoint has them.
+
+use std::sync::{Mutex, PoisonError};
+
+use half::f16;
+use safetensors::Dtype;
+use tramontane_kernels::cpu::pack::{pack, unpack_rows};
+use tramontane_kernels::formats::{Dense, Matrix};
+use tramontane_kernels::memory::Arena;
+use tramontane_kernels::packed::{Format as PackedFormat, Packed};
+use tramontane_kernels::{Isa, Pool};
+
+use crate::checkpoint::TensorData;
+use crate::error::{Error, ErrorKind, Result};
+use crate::ops::Format;
+
+/// A weight matrix `[rows, cols]`.
+pub enum CpuWeight {
+    /// In the order in which the kernels read it, in memory of its own.
+    Packed(Packed),
+    /// Where the checkpoint has it: an embedding, of which a token reads one row.
+    Table(TensorData),
+}
+
+impl CpuWeight {
+    /// Packs a matrix of the checkpoint, and lets go of the mapped pages it came from.
+    pub(super) fn pack(
+        isa: Isa,
+        pool: &Pool,
+        arena: &Mutex<Arena>,
+        tensor: &TensorData,
+        format: Format,
+    ) -> Result<Self> {
+        let dense = dense(tensor)?;
+        let format = packed_format(tensor, format);
+        if format == PackedFormat::F16 {
+            check_f16(tensor, &dense)?;
+        }
+        let matrix = Matrix::new(tensor.shape[0], tensor.shape[1], dense);
+        // A panic of another thread while packing leaves the arena as it was before.
+        let mut arena = arena.lock().unwrap_or_else(PoisonError::into_inner);
+        let packed = pack(isa, pool, format, &matrix, &mut arena).map_err(|e| {
+            Error::new(
+                ErrorKind::NoMemory,
+                format!("{} bytes of memory cannot be had for weights", e.bytes),
+            )
+            .hint("a smaller format (--format) or model")
+        })?;
+        tensor.bytes.release();
+        Ok(Self::Packed(packed))
+    }
+
+    /// A matrix of which only rows are read.
+    pub(super) fn table(tensor: &TensorData) -> Result<Self> {
+        dense(tensor)?;
+        Ok(Self::Table(tensor.clone()))
+    }
+
+    /// The packed matrix.
+    ///
+    /// # Errors
+    ///
+    /// If this is a table.
+    pub(super) fn packed(&self) -> Result<&Packed> {
+        match self {
+            Self::Packed(packed) => Ok(packed),
+            Self::Table(tensor) => Err(tensor.error(format!(
+                "`{}` was loaded for its rows, expected a matrix to multiply with",
+                tensor.name
+            ))),
+        }
+    }
+
+    /// Writes the rows `ids` to `out`, `[ids, cols]`.
+    pub(super) fn rows(&self, isa: Isa, pool: &Pool, ids: &[u32], out: &mut [f32]) -> Result<()> {
+        match self {
+            Self::Packed(packed) => {
+                unpack_rows(isa, pool, packed, ids, &mut out[..ids.len() * packed.cols()])
+            }
+            Self::Table(tensor) => {
+                let cols = tensor.shape[1];
+                let matrix = Matrix::new(tensor.shape[0], cols, dense(tensor)?);
+                for (id, out) in ids.iter().zip(out.chunks_exact_mut(cols)) {
+                    matrix.row(isa, *id as usize, out);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The values of a tensor where they are.
+fn dense(tensor: &TensorData) -> Result<Dense<'_>> {
+    if tensor.is_empty() {
+        return Ok(Dense::F32(&[]));
+    }
+    let f32 = || tensor.as_f32().map(Dense::F32);
+    let f16 = || tensor.as_f16().map(Dense::F16);
+    let bf16 = || tensor.as_bf16().map(Dense::Bf16);
+    f32().or_else(f16).or_else(bf16).ok_or_else(|| {
+        Error::not_supported(format!(
+            "`{}` is stored as {:?}, expected F32, F16 or BF16",
+            tensor.name, tensor.dtype
+        ))
+    })
+}
+
+fn packed_format(tensor: &TensorData, format: Format) -> PackedFormat {
+    match format {
+        Format::F32 => PackedFormat::F32,
+        Format::Bf16 => PackedFormat::Bf16,
+        Format::F16 => PackedFormat::F16,
+        Format::Q8 => PackedFormat::Q8,
+        Format::Q4 => PackedFormat::Q4,
+        Format::Auto if tensor.dtype == Dtype::BF16 => PackedFormat::Bf16,
+        Format::Auto if tensor.dtype == Dtype::F16 => PackedFormat::F16,
+        Format::Auto => PackedFormat::F32,
+    }
+}
+
+/// Refuses finite values that are infinite in f16.
+fn check_f16(tensor: &TensorData, dense: &Dense<'_>) -> Result<()> {
+    let overflows = |x: &f32| x.is_finite() && f16::from_f32(*x).is_infinite();
+    let found = match dense {
+        Dense::F16(_) => None,
+        Dense::F32(values) => values.iter().copied().find(overflows),
+        Dense::Bf16(values) => values.iter().map(|x| x.to_f32()).find(overflows),
+    };
+    match found {
+        Some(x) => {
+            Err(Error::bad_model(format!("`{}` holds {x}, which overflows f16", tensor.name))
+                .hint("--format bf16 or f32"))
+        }
+        None => Ok(()),
+    }
+}
