@@ -1,6 +1,6 @@
 //! The activations that enter a linear layer, prepared once for all matrices that read them.
 //!
-//! The kernels work on tiles of [`TILE`] tokens and spans of [`SPAN`] columns, so the activations of a tile lie side by
+//! The kernels work on tiles of `TILE` tokens and spans of `SPAN` columns, so the activations of a tile lie side by
 //! side: `[span][tile][column][token]`. A span is also the unit of the sums (see [`super::linear`]) and of the scales of
 //! quantised activations: each token has one scale for each span.
 //!

@@ -5,12 +5,12 @@
 //! on the threads nor on the neighbours of a row, so a prompt gives the same bits however it is cut, and a token the
 //! same bits alone as among others.
 //!
-//! A part of the region is a run of panels. For each panel all tokens are worked through in blocks of [`BLOCK`], whose
+//! A part of the region is a run of panels. For each panel all tokens are worked through in blocks of `BLOCK`, whose
 //! sums stay in the cache until they are complete; then come bias, residual or gate, and each output is written
 //! once.
 //!
 //! A single token is bound by memory, and a core that reads one stream leaves some of it unused: the hardware looks
-//! ahead in each stream only so far. So the run of panels is cut into [`STREAMS`] equal pieces, which are
+//! ahead in each stream only so far. So the run of panels is cut into `STREAMS` equal pieces, which are
 //! read side by side. On two cores of a Zen 3 server, 2 streams in each read 37 GB/s where one reads 30, and 4 read 38;
 //! asking for the data beforehand with prefetch instructions makes it worse.
 
