@@ -129,10 +129,18 @@ fn builtin(name: &str) -> Option<&'static [u8]> {
         "config.json" => include_bytes!("../models/brise/config.json"),
         "generation_config.json" => include_bytes!("../models/brise/generation_config.json"),
         "tokenizer.json" => include_bytes!("../models/brise/tokenizer.json"),
-        "model.safetensors" => include_bytes!("../models/brise/model.safetensors"),
+        "model.safetensors" => &WEIGHTS.0,
         _ => return None,
     })
 }
+
+/// Bytes that begin at a multiple of 64, as the first byte of a mapped file does: numbers are read where they are.
+#[cfg(feature = "embedded")]
+#[repr(C, align(64))]
+struct Aligned<T: ?Sized>(T);
+
+#[cfg(feature = "embedded")]
+static WEIGHTS: &Aligned<[u8]> = &Aligned(*include_bytes!("../models/brise/model.safetensors"));
 
 #[cfg(not(feature = "embedded"))]
 fn builtin(_name: &str) -> Option<&'static [u8]> {

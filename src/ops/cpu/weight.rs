@@ -10,7 +10,7 @@ use tramontane_kernels::memory::Arena;
 use tramontane_kernels::packed::{Format as PackedFormat, Packed};
 use tramontane_kernels::{Isa, Pool};
 
-use crate::checkpoint::TensorData;
+use crate::checkpoint::{Bytes, TensorData};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ops::Format;
 
@@ -31,6 +31,7 @@ impl CpuWeight {
         tensor: &TensorData,
         format: Format,
     ) -> Result<Self> {
+        let tensor = &aligned(tensor);
         let dense = dense(tensor)?;
         let format = packed_format(tensor, format);
         if format == PackedFormat::F16 {
@@ -52,8 +53,9 @@ impl CpuWeight {
 
     /// A matrix of which only rows are read.
     pub(super) fn table(tensor: &TensorData) -> Result<Self> {
-        dense(tensor)?;
-        Ok(Self::Table(tensor.clone()))
+        let tensor = aligned(tensor);
+        dense(&tensor)?;
+        Ok(Self::Table(tensor))
     }
 
     /// The packed matrix.
@@ -87,6 +89,15 @@ impl CpuWeight {
         }
         Ok(())
     }
+}
+
+/// The tensor itself, or a copy where its bytes do not begin at a multiple of an element: an odd header shifts them.
+fn aligned(tensor: &TensorData) -> TensorData {
+    let mut tensor = tensor.clone();
+    if dense(&tensor).is_err() {
+        tensor.bytes = Bytes::from(tensor.bytes.to_vec());
+    }
+    tensor
 }
 
 /// The values of a tensor where they are.
@@ -132,5 +143,25 @@ fn check_f16(tensor: &TensorData, dense: &Dense<'_>) -> Result<()> {
                 .hint("--format bf16 or f32"))
         }
         None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checkpoint::Checkpoint;
+    use crate::files::ModelFiles;
+
+    #[test]
+    fn values_that_are_not_aligned_are_copied() {
+        let checkpoint = Checkpoint::open(&ModelFiles::BuiltIn).unwrap();
+        let stored = checkpoint.require("model.layers.0.self_attn.k_proj.weight").unwrap();
+        let mut shifted = vec![0; 1];
+        shifted.extend_from_slice(&stored.bytes);
+        let mut tensor = stored.clone();
+        tensor.bytes = Bytes::from(shifted).slice(1..stored.bytes.len() + 1).unwrap();
+        assert!(dense(&tensor).is_err());
+        assert_eq!(aligned(&tensor).as_bf16(), aligned(stored).as_bf16());
+        assert!(aligned(&tensor).as_bf16().is_some());
     }
 }
