@@ -9,8 +9,8 @@
 //! sums of the activations. Both give the same integers. Two products of a lane add up in 16 bits, then `vpmaddwd`
 //! multiplies with the scale of the group and widens to 32 bits.
 //!
-//! Measured on one Zen 3 core, data in the cache: 6 tokens × 16 rows of q8 145 GOP/s, of q4 229 GOP/s, beside 98 for
-//! multiply-adds in f32. Keeping all 12 sums of q4 in registers needs the panel in two halves; both at once spill.
+//! Measured on one Zen 3 core, data in the cache: 6 tokens × 16 rows of q8 127 GOP/s, of q4 180 GOP/s, beside 98 for
+//! multiply-adds in f32 (the best of runs on a loaded machine). Keeping all 12 sums of q4 in registers needs the panel in two halves; both at once spill.
 
 #![cfg(target_arch = "x86_64")]
 #![allow(clippy::wildcard_imports, reason = "the names of the intrinsics say where they come from")]

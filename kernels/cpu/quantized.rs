@@ -9,12 +9,12 @@
 //! each 8 columns 16 rows of 4 bytes; a byte's low half is a code of the first 4 columns, its high half of the last 4.
 //!
 //! Why this 4-bit format: with 4.5 bits per weight for all of them, the error of real bf16 weights (root of the mean
-//! square, relative; the built-in model's matrices) is 6.5 % here, 7.6 % with 16 evenly spaced values in the same groups
+//! square, relative; the built-in model's matrices, some of whose rows the codes were fitted to) is 6.5 % here, 7.6 % with 16 evenly spaced values in the same groups
 //! and 9.4 % with the groups of 32 of GGML's Q4_0 (synthetic weights). No calibration data is needed. The values are
 //! integers of magnitude 32 at most, so two products with 8-bit activations (8 of them in each 16-bit lane pair) add up
 //! in 16 bits without overflow, and the group scale enters with the multiply-add that widens them to 32 bits
 //! anyway. Finer values (up to 64) lower the error by a hundredth of itself and cost a fifth of the speed of prompts;
-//! coarser ones (up to 16) are a tenth faster and raise it by a thirtieth.
+//! coarser ones (up to 16) were 0 to 14 % faster in prototypes and raise it by a thirtieth.
 
 use half::f16;
 
