@@ -7,10 +7,13 @@
 
 mod common;
 
+use std::sync::Arc;
+
 use common::{Machine, report, time};
-use half::f16;
 use tramontane_kernels::cases::Numbers;
-use tramontane_kernels::cpu::attention::{Attention, BLOCK, Kv, KvBlock, KvView, attend};
+use tramontane_kernels::cpu::attention::{
+    Attention, BLOCK, KvBlock, KvFormat, KvShape, KvView, attend,
+};
 
 /// Query heads, key/value heads and their width: CroissantLLM 1.3B, Mistral 7B, SmolLM2 135M.
 const SHAPES: [(usize, usize, usize); 3] = [(16, 16, 128), (32, 8, 128), (9, 3, 64)];
@@ -19,7 +22,9 @@ fn main() {
     let machine = Machine::measure();
     for (n_heads, n_kv_heads, dim) in SHAPES {
         for (n, depth) in [(1, 256), (1, 1024), (1, 4096), (512, 0), (512, 1536)] {
-            attention(&machine, n_heads, n_kv_heads, dim, n, depth);
+            for format in [KvFormat::F16, KvFormat::Q8] {
+                attention(&machine, n_heads, n_kv_heads, dim, n, depth, format);
+            }
         }
     }
 }
@@ -32,6 +37,7 @@ fn attention(
     dim: usize,
     n: usize,
     depth: usize,
+    format: KvFormat,
 ) {
     let a = Attention {
         n_heads,
@@ -43,13 +49,14 @@ fn attention(
         softcap: None,
         alibi_slopes: None,
     };
-    let len = n_kv_heads * BLOCK * dim;
-    let values: Vec<_> = Numbers::new(1).normal(len).into_iter().map(f16::from_f32).collect();
+    let shape = KvShape { n_kv_heads, k_dim: dim, v_dim: dim, format };
+    let values = Numbers::new(1).normal(n_kv_heads * BLOCK * dim);
+    let mut block = KvBlock::new(shape);
+    block.store(machine.isa, 0, &values, &values);
     let blocks = (depth + n).div_ceil(BLOCK);
-    let layers = if n == 1 { ((128 << 20) / (blocks * len * 4)).clamp(1, 400) } else { 1 };
-    let storage: Vec<_> = (0..layers * blocks).map(|_| (values.clone(), values.clone())).collect();
-    let views: Vec<_> =
-        storage.iter().map(|(k, v)| KvBlock { k: Kv::F16(k), v: Kv::F16(v) }).collect();
+    let layers =
+        if n == 1 { ((128 << 20) / (blocks * shape.block_bytes())).clamp(1, 400) } else { 1 };
+    let views: Vec<_> = (0..layers * blocks).map(|_| Arc::new(block.clone())).collect();
     let q = Numbers::new(2).normal(n * n_heads * dim);
     let mut out = vec![0.0; q.len()];
     let time = time(|| {
@@ -58,10 +65,11 @@ fn attention(
             attend(machine.isa, &machine.pool, &a, &q, depth, &kv, &mut out);
         }
     });
-    let name = format!("{n_heads} heads over {n_kv_heads} of {dim}: {n} tokens at {depth}");
+    let name =
+        format!("{format:?}: {n_heads} heads over {n_kv_heads} of {dim}: {n} tokens at {depth}");
     let seen: usize = (depth + 1..=depth + n).sum();
     if n == 1 {
-        let bytes = (layers * (depth + 1) * n_kv_heads * dim * 2 * 2) as f64;
+        let bytes = (layers * (depth + 1) * shape.block_bytes() / BLOCK) as f64;
         report(&name, time, bytes, "GB/s", machine.bandwidth);
     } else {
         report(&name, time, (4 * seen * n_heads * dim) as f64, "GOP/s", machine.flops);

@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 
-use crate::cpu::attention::{Attention, BLOCK, Kv, KvView};
+use crate::cpu::attention::{Attention, BLOCK, KvBlock, KvView};
 use crate::cpu::elementwise::{Activation, Rope, RopeStyle};
 use crate::cpu::mamba::{Mamba, Weights};
 use crate::packed::{Format, PANEL, Packed};
@@ -124,7 +124,10 @@ pub fn attend(a: &Attention<'_>, q: &[f32], start: usize, kv: &KvView<'_>, out: 
         let weights: Vec<f64> = scores.iter().map(|score| (score - top).exp()).collect();
         let sum: f64 = weights.iter().sum();
         for (d, out) in out.iter_mut().enumerate() {
-            let value = |p| cached(kv, a, head, p, |block| block.v, a.v_dim, d);
+            let value = |p| {
+                let (block, kv_head, place) = cached(kv, a, head, p);
+                f64::from(block.value(kv_head, place, d))
+            };
             let total: f64 = weights.iter().zip(first..).map(|(w, p)| w * value(p)).sum();
             *out = (total / sum) as f32;
         }
@@ -140,7 +143,8 @@ fn score(
     p: usize,
     kv: &KvView<'_>,
 ) -> f64 {
-    let key = |d| cached(kv, a, head, p, |block| block.k, a.k_dim, d);
+    let (block, kv_head, place) = cached(kv, a, head, p);
+    let key = |d| f64::from(block.key(kv_head, place, d));
     let dot: f64 = q.iter().enumerate().map(|(d, q)| f64::from(*q) * key(d)).sum();
     let scaled = dot * f64::from(a.scale);
     let capped = a.softcap.map_or(scaled, |cap| f64::from(cap) * (scaled / f64::from(cap)).tanh());
@@ -148,23 +152,15 @@ fn score(
     capped - slope * (position - p) as f64
 }
 
-/// Element `d` of the key or value at position `p` that query head `head` uses.
+/// Where the key and value at position `p` are that query head `head` uses: the block, the head and the place in it.
 fn cached<'a>(
     kv: &KvView<'a>,
     a: &Attention<'_>,
     head: usize,
     p: usize,
-    side: impl Fn(&crate::cpu::attention::KvBlock<'a>) -> Kv<'a>,
-    dim: usize,
-    d: usize,
-) -> f64 {
-    let kv_head = head / (a.n_heads / a.n_kv_heads);
+) -> (&'a KvBlock, usize, usize) {
     let place = p - kv.first;
-    let i = (kv_head * BLOCK + place % BLOCK) * dim + d;
-    match side(&kv.blocks[place / BLOCK]) {
-        Kv::F32(data) => f64::from(data[i]),
-        Kv::F16(data) => data[i].to_f64(),
-    }
+    (&kv.blocks[place / BLOCK], head / (a.n_heads / a.n_kv_heads), place % BLOCK)
 }
 
 /// Packed weights as f32, `[rows, cols]`, element by element from their bytes.

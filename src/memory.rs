@@ -101,18 +101,22 @@ pub fn weight_bytes_per_token(architecture: &Architecture, format: Format) -> u6
 /// Bytes of keys and values of `context` tokens; layers whose window slides keep only what it sees, and recurrent
 /// layers keep a state in f32 however long the text.
 fn cache_bytes(architecture: &Architecture, kv: KvFormat, context: usize) -> u64 {
-    let per_element = match kv {
-        KvFormat::Auto | KvFormat::F16 => 2,
-        KvFormat::F32 => 4,
+    // Bytes of a position: the scales of 8-bit keys and values count too.
+    let position = |n_heads: usize, k_dim: usize, v_dim: usize| {
+        let elements = k_dim + v_dim;
+        let head = match kv {
+            KvFormat::Auto | KvFormat::F16 => 2 * elements,
+            KvFormat::F32 => 4 * elements,
+            KvFormat::Q8 => elements + 4 * (k_dim.div_ceil(32) + 1),
+        };
+        (n_heads * head) as u64
     };
     let bytes = |mixer: &Mixer| match mixer {
         Mixer::Attention(a) => {
             let positions = a.window.map_or(context, |window| context.min(window + CHUNK));
-            per_element * 2 * (a.kv_dim() * positions) as u64
+            position(a.n_kv_heads, a.head_dim, a.head_dim) * positions as u64
         }
-        Mixer::Latent(l) => {
-            per_element * (l.n_heads * (l.k_dim() + l.v_dim)) as u64 * context as u64
-        }
+        Mixer::Latent(l) => position(l.n_heads, l.k_dim(), l.v_dim) * context as u64,
         Mixer::Mamba(m) => 4 * ((m.conv_width - 1) * m.conv_dim() + m.inner() * m.state_dim) as u64,
     };
     architecture.layers.iter().filter_map(|layer| layer.mixer.as_ref()).map(bytes).sum()

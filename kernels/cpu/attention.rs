@@ -1,51 +1,36 @@
 //! Attention of new tokens over the key/value cache.
 //!
-//! The cache is made of blocks of [`BLOCK`] positions. Each token goes through the blocks in order, with a running
-//! maximum and sum (the softmax of Milakov and Gimelshein, 2018, as flash attention uses it), so the work on a block is
-//! the same whether a token comes alone or with many: a prompt gives the same bits however it is cut. All scores and
-//! sums are f32. Each key and value is loaded once for several query heads that share it.
+//! For each key/value head, the queries that share it are worked through in tiles of [`ROWS`], each of which meets
+//! every key and value once: sixteen keys at a time against up to six queries, then sixteen elements of the values
+//! against the same queries' weights, all sums in registers.
+//!
+//! Within a segment of [`SEGMENT`] positions each query goes through the blocks with a running maximum and sum (the
+//! softmax of Milakov and Gimelshein, 2018, as flash attention uses it); then the segments are merged in order.
+//! Blocks and segments begin at fixed positions and every sum is taken in the order of the positions, so a query's
+//! result has the same bits alone or among others, and whether the segments of a long context were computed one after
+//! the other or, where there are too few heads for the threads, side by side.
 
-use half::f16;
+use std::cell::RefCell;
+use std::ops::Range;
+use std::sync::Arc;
 
-use super::elementwise::f32_to_f16;
-use super::math::{exp, tanh};
+pub use super::cache::{BLOCK, KvBlock, KvFormat, KvShape};
+use super::cache::{Elements, GROUP, KEYS};
+use super::functions::{ExpMinus, Mul, Scale, SoftCap, Unary, each, each_with};
+use super::math::exp;
 use super::shared::SharedMut;
 use super::simd::{Kernel, LANES, Simd};
 use crate::formats::Element;
 use crate::{Isa, Pool};
 
-/// Positions in a block of the cache: with heads of 128 in f16, the keys of a block and head are 32 KiB.
-pub const BLOCK: usize = 128;
+/// Positions over which one softmax runs: what a thread works through in a long context.
+pub const SEGMENT: usize = 4 * BLOCK;
 
-/// Query heads that are worked on together.
-const HEADS: usize = 4;
+/// Queries of a tile.
+const ROWS: usize = 24;
 
-/// The keys or the values of one block, `[n_kv_heads, BLOCK, head width]`.
-#[derive(Clone, Copy, Debug)]
-pub enum Kv<'a> {
-    /// 32-bit floats.
-    F32(&'a [f32]),
-    /// IEEE half precision.
-    F16(&'a [f16]),
-}
-
-/// The keys or the values of one block, to write.
-#[derive(Debug)]
-pub enum KvMut<'a> {
-    /// 32-bit floats.
-    F32(&'a mut [f32]),
-    /// IEEE half precision.
-    F16(&'a mut [f16]),
-}
-
-/// A block of the cache: [`BLOCK`] positions of one layer. Keys and values have the same element type.
-#[derive(Clone, Copy, Debug)]
-pub struct KvBlock<'a> {
-    /// Keys, `[n_kv_heads, BLOCK, k_dim]`.
-    pub k: Kv<'a>,
-    /// Values, `[n_kv_heads, BLOCK, v_dim]`.
-    pub v: Kv<'a>,
-}
+/// Queries that meet a key together: with 16 keys, their sums fill the registers.
+const GROUPED: usize = 6;
 
 /// The part of a layer's cache that attention reads.
 #[derive(Clone, Copy, Debug)]
@@ -53,7 +38,7 @@ pub struct KvView<'a> {
     /// The position of the first element of the first block; a multiple of [`BLOCK`].
     pub first: usize,
     /// Blocks without gaps.
-    pub blocks: &'a [KvBlock<'a>],
+    pub blocks: &'a [Arc<KvBlock>],
 }
 
 /// What kind of attention.
@@ -96,19 +81,17 @@ pub fn attend(
     let n = q.len().checked_div(a.n_heads * a.k_dim).unwrap_or(0);
     a.check(q.len(), out.len(), n);
     kv.check(a, a.first_seen(start), start + n);
-    let group = a.n_heads / a.n_kv_heads;
-    let out = SharedMut::new(out);
-    pool.run(n * a.n_kv_heads, &|part| {
-        let (token, kv_head) = (part / a.n_kv_heads, part % a.n_kv_heads);
-        for from in (0..group).step_by(HEADS) {
-            let (head, count) = (kv_head * group + from, HEADS.min(group - from));
-            let row = token * a.n_heads + head;
-            let q = &q[row * a.k_dim..][..count * a.k_dim];
-            // SAFETY: each token and head belongs to one part.
-            let out = unsafe { out.slice(row * a.v_dim, count * a.v_dim) };
-            isa.run(Heads { a, kv, head, kv_head, position: start + token, q, out });
-        }
-    });
+    if n == 0 {
+        return;
+    }
+    let job = Job { isa, a, kv, q, start, rows: n * (a.n_heads / a.n_kv_heads) };
+    let segments = a.first_seen(start) / SEGMENT..(start + n - 1) / SEGMENT + 1;
+    let parts = a.n_kv_heads * job.rows.div_ceil(ROWS);
+    if pool.n_threads() > 1 && parts < 2 * pool.n_threads() && segments.len() > 1 {
+        job.by_segments(pool, segments, out);
+    } else {
+        job.by_tiles(pool, out);
+    }
 }
 
 impl Attention<'_> {
@@ -133,7 +116,7 @@ impl Attention<'_> {
 }
 
 impl KvView<'_> {
-    /// Checks that the positions `from .. to` are there and that the blocks are large enough.
+    /// Checks that the positions `from .. to` are there and that the blocks have the right shape.
     fn check(&self, a: &Attention<'_>, from: usize, to: usize) {
         let end = self.first + self.blocks.len() * BLOCK;
         assert!(
@@ -147,41 +130,192 @@ impl KvView<'_> {
             self.first
         );
         for block in self.blocks {
-            assert_eq!(block.k.len(), a.n_kv_heads * BLOCK * a.k_dim, "attention: keys of a block");
-            assert_eq!(
-                block.v.len(),
-                a.n_kv_heads * BLOCK * a.v_dim,
-                "attention: values of a block"
-            );
+            let KvShape { n_kv_heads, k_dim, v_dim, .. } = block.shape();
+            let shape = (a.n_kv_heads, a.k_dim, a.v_dim);
+            assert_eq!((n_kv_heads, k_dim, v_dim), shape, "attention: a block of the cache");
         }
     }
 }
 
-impl Kv<'_> {
-    fn len(&self) -> usize {
-        match self {
-            Self::F32(data) => data.len(),
-            Self::F16(data) => data.len(),
-        }
-    }
+thread_local! {
+    /// Memory of a thread for its tiles, kept from one to the next: as many pieces as it ever used at once.
+    static SCRATCH: RefCell<Vec<Vec<f32>>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Up to [`HEADS`] query heads of one token that share a key/value head.
-struct Heads<'a> {
+/// Calls `f` with `len` numbers of any value, from the thread's memory.
+fn with_scratch(len: usize, f: impl FnOnce(&mut [f32])) {
+    let mut scratch = SCRATCH.with_borrow_mut(Vec::pop).unwrap_or_default();
+    if scratch.len() < len {
+        scratch.resize(len, 0.0);
+    }
+    f(&mut scratch[..len]);
+    SCRATCH.with_borrow_mut(|all| all.push(scratch));
+}
+
+/// One call of [`attend`].
+struct Job<'a> {
+    isa: Isa,
     a: &'a Attention<'a>,
     kv: &'a KvView<'a>,
-    /// The first of the query heads.
-    head: usize,
-    kv_head: usize,
-    /// Of the token.
-    position: usize,
-    /// `[heads, k_dim]`
     q: &'a [f32],
-    /// `[heads, v_dim]`: while we go through the blocks, the sum of the values seen so far, each times `e^(score - top)`.
-    out: &'a mut [f32],
+    start: usize,
+    /// Queries of each key/value head: for each token the heads that share it.
+    rows: usize,
 }
 
-/// The running softmax of a head.
+impl Job<'_> {
+    /// Each part is a tile of queries, which goes through its segments in order.
+    fn by_tiles(&self, pool: &Pool, out: &mut [f32]) {
+        let (tiles, v_dim) = (self.rows.div_ceil(ROWS), self.a.v_dim);
+        let out = SharedMut::new(out);
+        pool.run(self.a.n_kv_heads * tiles, &|part| {
+            let (kv_head, tile) = (part / tiles, part % tiles);
+            let rows = tile * ROWS..self.rows.min((tile + 1) * ROWS);
+            let positions = self.position(rows.start)..self.position(rows.end - 1) + 1;
+            let segments =
+                self.a.first_seen(positions.start) / SEGMENT..(positions.end - 1) / SEGMENT + 1;
+            let (tile_len, len) = (self.tile_len(rows.len()), rows.len() * v_dim);
+            with_scratch(tile_len + len, |scratch| {
+                let (memory, total) = scratch.split_at_mut(tile_len);
+                let mut whole = [Softmax::START; ROWS];
+                total.fill(0.0);
+                for segment in segments {
+                    let (softmax, sums) = self.tile(kv_head, &rows, segment, memory);
+                    for (i, one) in softmax[..rows.len()].iter().enumerate() {
+                        let range = i * v_dim..(i + 1) * v_dim;
+                        merge(&mut whole[i], one, &mut total[range.clone()], &sums[range]);
+                    }
+                }
+                for (i, row) in rows.clone().enumerate() {
+                    // SAFETY: each query's output belongs to one part.
+                    let out = unsafe { out.slice(self.query(kv_head, row) * v_dim, v_dim) };
+                    whole[i].finish(&total[i * v_dim..][..v_dim], out);
+                }
+            });
+        });
+    }
+
+    /// Each part is a tile of queries and a segment; then the segments are merged.
+    fn by_segments(&self, pool: &Pool, segments: Range<usize>, out: &mut [f32]) {
+        let (tiles, v_dim) = (self.rows.div_ceil(ROWS), self.a.v_dim);
+        let queries = self.a.n_kv_heads * self.rows;
+        // For each segment and query: its sums, its largest score, its sum of weights.
+        let width = v_dim + 2;
+        with_scratch(segments.len() * queries * width, |scratch| {
+            let shared = SharedMut::new(scratch);
+            pool.run(segments.len() * self.a.n_kv_heads * tiles, &|part| {
+                let (segment, tile) = (part / (self.a.n_kv_heads * tiles), part % tiles);
+                let kv_head = part / tiles % self.a.n_kv_heads;
+                let rows = tile * ROWS..self.rows.min((tile + 1) * ROWS);
+                with_scratch(self.tile_len(rows.len()), |memory| {
+                    let segment_number = segments.start + segment;
+                    let (softmax, sums) = self.tile(kv_head, &rows, segment_number, memory);
+                    for (i, row) in rows.clone().enumerate() {
+                        let at = (segment * queries + self.query(kv_head, row)) * width;
+                        // SAFETY: each query and segment belongs to one part.
+                        let to = unsafe { shared.slice(at, width) };
+                        to[..v_dim].copy_from_slice(&sums[i * v_dim..][..v_dim]);
+                        (to[v_dim], to[v_dim + 1]) = (softmax[i].top, softmax[i].sum);
+                    }
+                });
+            });
+            with_scratch(v_dim, |total| {
+                for (query, out) in out.chunks_exact_mut(v_dim).enumerate() {
+                    let mut whole = Softmax::START;
+                    total.fill(0.0);
+                    for segment in 0..segments.len() {
+                        let one = &scratch[(segment * queries + query) * width..][..width];
+                        let softmax = Softmax { top: one[v_dim], sum: one[v_dim + 1] };
+                        merge(&mut whole, &softmax, total, &one[..v_dim]);
+                    }
+                    whole.finish(total, out);
+                }
+            });
+        });
+    }
+
+    /// The position of the token of a query.
+    fn position(&self, row: usize) -> usize {
+        self.start + row / (self.a.n_heads / self.a.n_kv_heads)
+    }
+
+    /// The head of a query.
+    fn head(&self, kv_head: usize, row: usize) -> usize {
+        let group = self.a.n_heads / self.a.n_kv_heads;
+        kv_head * group + row % group
+    }
+
+    /// The place of a query among those of all heads and tokens.
+    fn query(&self, kv_head: usize, row: usize) -> usize {
+        row / (self.a.n_heads / self.a.n_kv_heads) * self.a.n_heads + self.head(kv_head, row)
+    }
+
+    /// Lays the queries of a tile, times the factor of the scores, side by side: `[groups, k_dim, rows of a group]`.
+    fn spread_queries(&self, kv_head: usize, rows: &Range<usize>, to: &mut [f32]) {
+        let k_dim = self.a.k_dim;
+        for (i, row) in rows.clone().enumerate() {
+            let first = i / GROUPED * GROUPED;
+            let count = GROUPED.min(rows.len() - first);
+            let from = &self.q[self.query(kv_head, row) * k_dim..][..k_dim];
+            let to = &mut to[first * k_dim..][..count * k_dim];
+            for (to, x) in to.chunks_exact_mut(count).zip(from) {
+                to[i % GROUPED] = x * self.a.scale;
+            }
+        }
+    }
+
+    /// Numbers of memory that a tile of some queries needs.
+    fn tile_len(&self, rows: usize) -> usize {
+        rows * (self.a.k_dim + self.a.v_dim + BLOCK)
+    }
+
+    /// The attention of some queries of a head over one segment: their softmax and their sums, `[rows, v_dim]`, in
+    /// `memory`.
+    fn tile<'m>(
+        &self,
+        kv_head: usize,
+        rows: &Range<usize>,
+        segment: usize,
+        memory: &'m mut [f32],
+    ) -> ([Softmax; ROWS], &'m [f32]) {
+        let (q, memory) = memory.split_at_mut(rows.len() * self.a.k_dim);
+        let (sums, scores) = memory.split_at_mut(rows.len() * self.a.v_dim);
+        self.spread_queries(kv_head, rows, q);
+        let mut softmax = [Softmax::START; ROWS];
+        sums.fill(0.0);
+        let first = self.a.first_seen(self.position(rows.start)).max(segment * SEGMENT);
+        let end = (self.position(rows.end - 1) + 1).min((segment + 1) * SEGMENT);
+        for block in first / BLOCK..end.div_ceil(BLOCK) {
+            let mut seen = [const { 0..0 }; ROWS];
+            for (seen, row) in seen.iter_mut().zip(rows.clone()) {
+                *seen = self.seen(row, block);
+            }
+            self.isa.run(Tile {
+                job: self,
+                kv_head,
+                rows: rows.clone(),
+                block,
+                content: &self.kv.blocks[block - self.kv.first / BLOCK],
+                seen: &seen[..rows.len()],
+                q,
+                scores: scores.as_chunks_mut().0,
+                sums,
+                softmax: &mut softmax[..rows.len()],
+            });
+        }
+        (softmax, sums)
+    }
+
+    /// The places of a block that a query sees.
+    fn seen(&self, row: usize, block: usize) -> Range<usize> {
+        let (position, at) = (self.position(row), block * BLOCK);
+        let from = self.a.first_seen(position).clamp(at, at + BLOCK) - at;
+        let to = (position + 1).clamp(at, at + BLOCK) - at;
+        from..to.max(from)
+    }
+}
+
+/// The running softmax of a query.
 #[derive(Clone, Copy)]
 struct Softmax {
     /// The largest score so far.
@@ -190,95 +324,360 @@ struct Softmax {
     sum: f32,
 }
 
-impl Kernel for Heads<'_> {
+impl Softmax {
+    /// Before the first score.
+    const START: Self = Self { top: f32::NEG_INFINITY, sum: 0.0 };
+
+    /// The output of a query whose weighted values add up to `total`.
+    fn finish(&self, total: &[f32], out: &mut [f32]) {
+        let factor = if self.sum == 0.0 { 0.0 } else { 1.0 / self.sum };
+        for (out, total) in out.iter_mut().zip(total) {
+            *out = total * factor;
+        }
+    }
+}
+
+/// Adds the softmax over one segment to that over those before it.
+fn merge(whole: &mut Softmax, one: &Softmax, total: &mut [f32], sums: &[f32]) {
+    if one.sum == 0.0 {
+        return;
+    }
+    let top = if one.top < whole.top { whole.top } else { one.top };
+    // The factor of what has the larger score is 1: e to the power of 0.
+    let factor = |own: f32| if own == top { 1.0 } else { (own - top).exp() };
+    let (before, added) = (factor(whole.top), factor(one.top));
+    *whole = Softmax { top, sum: whole.sum * before + one.sum * added };
+    for (total, sum) in total.iter_mut().zip(sums) {
+        *total = *total * before + sum * added;
+    }
+}
+
+/// The scores of queries for the positions of a block, then their weights.
+type Scores = [[f32; BLOCK]];
+
+/// Some queries of a head that meet a block.
+struct Tile<'a> {
+    job: &'a Job<'a>,
+    kv_head: usize,
+    rows: Range<usize>,
+    block: usize,
+    content: &'a KvBlock,
+    /// What each query sees of the block.
+    seen: &'a [Range<usize>],
+    q: &'a [f32],
+    scores: &'a mut Scores,
+    sums: &'a mut [f32],
+    softmax: &'a mut [Softmax],
+}
+
+impl Kernel for Tile<'_> {
     type Output = ();
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let Self { a, kv, .. } = self;
-        self.out.fill(0.0);
-        let mut softmax = [Softmax { top: f32::NEG_INFINITY, sum: 0.0 }; HEADS];
-        let first = a.first_seen(self.position);
-        for block in (first / BLOCK)..=(self.position / BLOCK) {
-            let at = block * BLOCK;
-            let seen = first.max(at) - at..(self.position + 1).min(at + BLOCK) - at;
-            let KvBlock { k, v } = kv.blocks[block - kv.first / BLOCK];
-            let mut scores = [[0.0_f32; BLOCK]; HEADS];
-            let heads = self.kv_head * BLOCK;
-            match k {
-                Kv::F32(k) => {
-                    dot_keys(s, self.q, &k[heads * a.k_dim..], a.k_dim, seen.clone(), &mut scores)
-                }
-                Kv::F16(k) => {
-                    dot_keys(s, self.q, &k[heads * a.k_dim..], a.k_dim, seen.clone(), &mut scores)
-                }
-            }
-            for (h, out) in self.out.chunks_exact_mut(a.v_dim).enumerate() {
-                let scores = &mut scores[h][seen.clone()];
-                adjust_scores(s, a, self.head + h, self.position, at + seen.start, scores);
-                let factor = update_softmax(s, &mut softmax[h], scores);
-                out.iter_mut().for_each(|out| *out *= factor);
-            }
-            match v {
-                Kv::F32(v) => {
-                    add_values(s, &scores, &v[heads * a.v_dim..], a.v_dim, seen, self.out)
-                }
-                Kv::F16(v) => {
-                    add_values(s, &scores, &v[heads * a.v_dim..], a.v_dim, seen, self.out)
-                }
+    fn run<S: Simd>(mut self, s: S) {
+        let (k_dim, v_dim) = (self.job.a.k_dim, self.job.a.v_dim);
+        let (head, positions) = (self.kv_head, self.kv_head * BLOCK..(self.kv_head + 1) * BLOCK);
+        let keys = positions.start * k_dim..positions.end * k_dim;
+        match &self.content.keys {
+            Elements::F32(k) => self.dot_keys(s, &k[keys], None),
+            Elements::F16(k) => self.dot_keys(s, &k[keys], None),
+            Elements::Q8 { values, scales } => {
+                let len = BLOCK * k_dim.div_ceil(GROUP);
+                self.dot_keys(s, &values[keys], Some(&scales[head * len..][..len]));
             }
         }
-        for (out, softmax) in self.out.chunks_exact_mut(a.v_dim).zip(softmax) {
-            let factor = if softmax.sum == 0.0 { 0.0 } else { 1.0 / softmax.sum };
-            out.iter_mut().for_each(|out| *out *= factor);
+        self.weigh(s);
+        let values = positions.start * v_dim..positions.end * v_dim;
+        match &self.content.values {
+            Elements::F32(v) => self.add_values(s, &v[values]),
+            Elements::F16(v) => self.add_values(s, &v[values]),
+            Elements::Q8 { values: v, scales } => {
+                let scales = &scales[positions];
+                for (scores, seen) in self.scores.iter_mut().zip(self.seen) {
+                    each_with(s, &mut scores[seen.clone()], &scales[seen.clone()], Mul);
+                }
+                self.add_values(s, &v[values]);
+            }
         }
     }
 }
 
-/// `scores[h][p] = q[h] · k[p]` for the positions `seen`.
-#[inline(always)]
-fn dot_keys<S: Simd, E: Element>(
-    s: S,
-    q: &[f32],
-    k: &[E],
+impl Tile<'_> {
+    /// The scores of all queries for the keys of a head, `[panels, k_dim, KEYS]`, as far as any of them sees.
+    #[inline(always)]
+    fn dot_keys<S: Simd, E: Element>(&mut self, s: S, keys: &[E], scales: Option<&[f32]>) {
+        let (mut from, mut to) = (BLOCK, 0);
+        for one in self.seen {
+            if !one.is_empty() {
+                (from, to) = (from.min(one.start), to.max(one.end));
+            }
+        }
+        let keys = Keys { keys, scales, dim: self.job.a.k_dim };
+        let (mut panel, end) = (from / KEYS, to.div_ceil(KEYS));
+        // Few queries meet several panels at a time, or each sum would have to wait for the one before it.
+        let several = match self.rows.len() {
+            1 => 4,
+            2 | 3 => 2,
+            _ => 1,
+        };
+        while panel < end {
+            let step = if panel + several <= end { several } else { 1 };
+            let groups = self.scores.chunks_mut(GROUPED);
+            for (q, scores) in self.q.chunks(GROUPED * keys.dim).zip(groups) {
+                match (scores.len(), step) {
+                    (1, 4) => keys.dot::<S, 1, 4>(s, q, panel, scores),
+                    (2, 2) => keys.dot::<S, 2, 2>(s, q, panel, scores),
+                    (3, 2) => keys.dot::<S, 3, 2>(s, q, panel, scores),
+                    (1, _) => keys.dot_each::<S, 1>(s, q, panel, step, scores),
+                    (2, _) => keys.dot_each::<S, 2>(s, q, panel, step, scores),
+                    (3, _) => keys.dot_each::<S, 3>(s, q, panel, step, scores),
+                    (4, _) => keys.dot_each::<S, 4>(s, q, panel, step, scores),
+                    (5, _) => keys.dot_each::<S, 5>(s, q, panel, step, scores),
+                    _ => keys.dot_each::<S, GROUPED>(s, q, panel, step, scores),
+                }
+            }
+            panel += step;
+        }
+    }
+
+    /// Turns the scores of each query into weights `e^(score - top)`, and moves its softmax on.
+    #[inline(always)]
+    fn weigh<S: Simd>(&mut self, s: S) {
+        let a = self.job.a;
+        for (i, row) in self.rows.clone().enumerate() {
+            let seen = self.seen[i].clone();
+            if seen.is_empty() {
+                continue;
+            }
+            let scores = &mut self.scores[i][seen.clone()];
+            if let Some(cap) = a.softcap {
+                each(s, scores, SoftCap(cap));
+            }
+            if let Some(slopes) = a.alibi_slopes {
+                let slope = slopes[self.job.head(self.kv_head, row)];
+                let distance = self.job.position(row) - (self.block * BLOCK + seen.start);
+                for (i, score) in scores.iter_mut().enumerate() {
+                    *score -= slope * (distance - i) as f32;
+                }
+            }
+            let factor = update_softmax(s, &mut self.softmax[i], scores);
+            if factor != 1.0 {
+                each(s, &mut self.sums[i * a.v_dim..][..a.v_dim], Scale(factor));
+            }
+        }
+    }
+
+    /// Adds the weighted values of a head, `[BLOCK, v_dim]`, to the sums of all queries.
+    #[inline(always)]
+    fn add_values<S: Simd, E: Element>(&mut self, s: S, values: &[E]) {
+        let dim = self.job.a.v_dim;
+        let groups = self.scores.chunks(GROUPED).zip(self.sums.chunks_mut(GROUPED * dim));
+        for ((weights, sums), seen) in groups.zip(self.seen.chunks(GROUPED)) {
+            // What all of them see, they meet together; what only some see, each alone, before and after.
+            let mut common = 0..BLOCK;
+            for one in seen {
+                common = common.start.max(one.start)..common.end.min(one.end);
+            }
+            let together = Mix { weights, values, dim, seen: common.clone() };
+            if common.is_empty() {
+                for (i, seen) in seen.iter().enumerate() {
+                    together.alone(s, i, seen.clone(), sums);
+                }
+                continue;
+            }
+            for (i, seen) in seen.iter().enumerate() {
+                together.alone(s, i, seen.start..common.start, sums);
+            }
+            together.all(s, sums);
+            for (i, seen) in seen.iter().enumerate() {
+                together.alone(s, i, common.end..seen.end, sums);
+            }
+        }
+    }
+}
+
+/// The keys of a head in a block.
+#[derive(Clone, Copy)]
+struct Keys<'a, E> {
+    /// `[panels, dim, KEYS]`
+    keys: &'a [E],
+    /// `[panels, groups, KEYS]`
+    scales: Option<&'a [f32]>,
     dim: usize,
-    seen: std::ops::Range<usize>,
-    scores: &mut [[f32; BLOCK]; HEADS],
-) {
-    for p in seen {
-        let (k, k_rest) = k[p * dim..][..dim].as_chunks::<LANES>();
-        let mut sums = [s.splat(0.0); HEADS];
-        for (sum, q) in sums.iter_mut().zip(q.chunks_exact(dim)) {
-            let (q, q_rest) = q.as_chunks::<LANES>();
-            for (q, k) in q.iter().zip(k) {
-                *sum = s.mul_add(s.load(q), E::load(s, k), *sum);
-            }
-            if !k_rest.is_empty() {
-                *sum = s.mul_add(s.load_some(q_rest, 0.0), E::load_some(s, k_rest), *sum);
-            }
+}
+
+impl<E: Element> Keys<'_, E> {
+    /// As [`Self::dot`], one panel after the other.
+    #[inline(always)]
+    fn dot_each<S: Simd, const R: usize>(
+        &self,
+        s: S,
+        q: &[f32],
+        panel: usize,
+        panels: usize,
+        scores: &mut Scores,
+    ) {
+        for panel in panel..panel + panels {
+            self.dot::<S, R, 1>(s, q, panel, scores);
         }
-        for (scores, sum) in scores.iter_mut().zip(sums) {
-            scores[p] = s.sum(sum);
+    }
+
+    /// `scores[r][p] = q[r] · key[p]` for `R` queries, `[dim, R]`, and the keys of `P` panels from `panel` on.
+    #[inline(always)]
+    fn dot<S: Simd, const R: usize, const P: usize>(
+        &self,
+        s: S,
+        q: &[f32],
+        panel: usize,
+        scores: &mut Scores,
+    ) {
+        let zeros = [[[s.splat(0.0); 2]; P]; R];
+        let mut totals = zeros;
+        let (q, _) = q.as_chunks::<R>();
+        let len = if self.scales.is_some() { GROUP } else { self.dim };
+        let mut panels = [const { &[] as &[[E; KEYS]] }; P];
+        let mut from = 0;
+        while from < self.dim {
+            let to = self.dim.min(from + len);
+            for (i, keys) in panels.iter_mut().enumerate() {
+                *keys = &self.keys.as_chunks::<KEYS>().0[(panel + i) * self.dim..][from..to];
+            }
+            let sums = products(s, &q[from..to], panels);
+            match self.scales {
+                None => totals = sums,
+                Some(scales) => {
+                    let groups = self.dim.div_ceil(GROUP);
+                    for p in 0..P {
+                        let at = ((panel + p) * groups + from / GROUP) * KEYS;
+                        let scales = &scales[at..at + KEYS].as_chunks::<LANES>().0;
+                        for r in 0..R {
+                            for i in 0..2 {
+                                let scale = s.load(&scales[i]);
+                                totals[r][p][i] = s.mul_add(sums[r][p][i], scale, totals[r][p][i]);
+                            }
+                        }
+                    }
+                }
+            }
+            from = to;
+        }
+        for (totals, scores) in totals.iter().zip(scores) {
+            let scores = scores[panel * KEYS..][..P * KEYS].as_chunks_mut::<LANES>().0;
+            for (v, to) in totals.as_flattened().iter().zip(scores) {
+                s.store(*v, to);
+            }
         }
     }
 }
 
-/// Scale, cap and ALiBi, for the scores of one head at the key positions from `at` on.
+/// The products of `R` queries with the keys of `P` panels.
 #[inline(always)]
-fn adjust_scores<S: Simd>(
+fn products<S: Simd, E: Element, const R: usize, const P: usize>(
     s: S,
-    a: &Attention<'_>,
-    head: usize,
-    position: usize,
-    at: usize,
-    scores: &mut [f32],
-) {
-    each(s, scores, |v| s.mul(v, s.splat(a.scale)));
-    if let Some(cap) = a.softcap {
-        each(s, scores, |v| s.mul(s.splat(cap), tanh(s, s.div(v, s.splat(cap)))));
+    q: &[[f32; R]],
+    panels: [&[[E; KEYS]]; P],
+) -> [[[S::F; 2]; P]; R] {
+    let mut sums = [[[s.splat(0.0); 2]; P]; R];
+    for panel in panels {
+        assert_eq!(panel.len(), q.len(), "elements of queries and keys");
     }
-    if let Some(slopes) = a.alibi_slopes {
-        for (i, score) in scores.iter_mut().enumerate() {
-            *score -= slopes[head] * (position - (at + i)) as f32;
+    for (d, q) in q.iter().enumerate() {
+        for (p, panel) in panels.iter().enumerate() {
+            // SAFETY: all have the same length.
+            let key = unsafe { panel.get_unchecked(d) }.as_chunks::<LANES>().0;
+            let key = [E::load(s, &key[0]), E::load(s, &key[1])];
+            for (sums, q) in sums.iter_mut().zip(q) {
+                let q = s.splat(*q);
+                sums[p][0] = s.mul_add(q, key[0], sums[p][0]);
+                sums[p][1] = s.mul_add(q, key[1], sums[p][1]);
+            }
+        }
+    }
+    sums
+}
+
+/// `sums[r] += weights[r][p] * values[p]` for the places that are seen, in order; `sums` is `[rows, dim]`.
+struct Mix<'a, E> {
+    weights: &'a Scores,
+    /// `[BLOCK, dim]`
+    values: &'a [E],
+    dim: usize,
+    seen: Range<usize>,
+}
+
+impl<E: Element> Mix<'_, E> {
+    /// For one query and what it sees.
+    #[inline(always)]
+    fn alone<S: Simd>(&self, s: S, row: usize, seen: Range<usize>, sums: &mut [f32]) {
+        if !seen.is_empty() {
+            let weights = &self.weights[row..=row];
+            let sums = &mut sums[row * self.dim..][..self.dim];
+            Mix { weights, seen, ..*self }.rows::<S, 1, 8>(s, sums);
+        }
+    }
+
+    /// For all queries.
+    #[inline(always)]
+    fn all<S: Simd>(&self, s: S, sums: &mut [f32]) {
+        match self.weights.len() {
+            1 => self.rows::<S, 1, 8>(s, sums),
+            2 => self.rows::<S, 2, 4>(s, sums),
+            3 => self.rows::<S, 3, 4>(s, sums),
+            4 => self.rows::<S, 4, 2>(s, sums),
+            5 => self.rows::<S, 5, 2>(s, sums),
+            _ => self.rows::<S, GROUPED, 2>(s, sums),
+        }
+    }
+
+    /// For `R` queries, `V` vectors at a time.
+    #[inline(always)]
+    fn rows<S: Simd, const R: usize, const V: usize>(&self, s: S, sums: &mut [f32]) {
+        let mut at = 0;
+        while at + V * LANES <= self.dim {
+            self.strip::<S, R, V>(s, at, sums);
+            at += V * LANES;
+        }
+        while at + LANES <= self.dim {
+            self.strip::<S, R, 1>(s, at, sums);
+            at += LANES;
+        }
+        for (weights, sums) in self.weights.iter().zip(sums.chunks_exact_mut(self.dim)) {
+            let sums = &mut sums[at..];
+            let mut sum = s.load_some(sums, 0.0);
+            for p in self.seen.clone() {
+                let value = E::load_some(s, &self.values[p * self.dim + at..][..sums.len()]);
+                sum = s.mul_add(s.splat(weights[p]), value, sum);
+            }
+            s.store_some(sum, sums);
+        }
+    }
+
+    /// For `R` queries and the elements from `at` on.
+    #[inline(always)]
+    fn strip<S: Simd, const R: usize, const V: usize>(&self, s: S, at: usize, sums: &mut [f32]) {
+        let mut totals = [[s.splat(0.0); V]; R];
+        for (totals, sums) in totals.iter_mut().zip(sums.chunks_exact(self.dim)) {
+            for (total, sum) in totals.iter_mut().zip(sums[at..].as_chunks::<LANES>().0) {
+                *total = s.load(sum);
+            }
+        }
+        assert!(self.seen.end <= BLOCK && self.weights.len() >= R);
+        for p in self.seen.clone() {
+            let values = self.values[p * self.dim + at..][..V * LANES].as_chunks::<LANES>().0;
+            let mut value = [s.splat(0.0); V];
+            for (value, from) in value.iter_mut().zip(values) {
+                *value = E::load(s, from);
+            }
+            for (totals, weights) in totals.iter_mut().zip(self.weights) {
+                let weight = s.splat(weights[p]);
+                for (total, value) in totals.iter_mut().zip(value) {
+                    *total = s.mul_add(weight, value, *total);
+                }
+            }
+        }
+        for (totals, sums) in totals.iter().zip(sums.chunks_exact_mut(self.dim)) {
+            for (total, sum) in totals.iter().zip(sums[at..].as_chunks_mut::<LANES>().0) {
+                s.store(*total, sum);
+            }
         }
     }
 }
@@ -286,254 +685,31 @@ fn adjust_scores<S: Simd>(
 /// Turns scores into weights `e^(score - top)`, and gives the factor for all that was summed before.
 #[inline(always)]
 fn update_softmax<S: Simd>(s: S, softmax: &mut Softmax, scores: &mut [f32]) -> f32 {
-    let top = scores.iter().copied().fold(softmax.top, |a, b| if a < b { b } else { a });
+    let (whole, rest) = scores.as_chunks::<LANES>();
+    let mut tops = s.max(s.load_some(rest, f32::NEG_INFINITY), s.splat(softmax.top));
+    for v in whole {
+        tops = s.max(s.load(v), tops);
+    }
+    let top = s.largest(tops);
     if top == f32::NEG_INFINITY && !scores.iter().any(|score| score.is_nan()) {
         scores.fill(0.0);
         return 1.0;
     }
-    each(s, scores, |v| exp(s, s.sub(v, s.splat(top))));
     let factor = s.lanes(exp(s, s.splat(softmax.top - top)))[0];
-    let (whole, rest) = scores.as_chunks::<LANES>();
-    let mut sum = s.load_some(rest, 0.0);
+    let weight = ExpMinus(top);
+    let (whole, rest) = scores.as_chunks_mut::<LANES>();
+    let last = weight.apply(s, s.load_some(rest, f32::NEG_INFINITY));
+    s.store_some(last, rest);
+    let mut sum = last;
     for v in whole {
-        sum = s.add(sum, s.load(v));
+        let weight = weight.apply(s, s.load(v));
+        s.store(weight, v);
+        sum = s.add(sum, weight);
     }
     *softmax = Softmax { top, sum: softmax.sum * factor + s.sum(sum) };
     factor
 }
 
-/// `out[h] += weights[h][p] * v[p]` for the positions `seen`, in order.
-#[inline(always)]
-fn add_values<S: Simd, E: Element>(
-    s: S,
-    weights: &[[f32; BLOCK]; HEADS],
-    v: &[E],
-    dim: usize,
-    seen: std::ops::Range<usize>,
-    out: &mut [f32],
-) {
-    for p in seen {
-        let (v, v_rest) = v[p * dim..][..dim].as_chunks::<LANES>();
-        for (out, weights) in out.chunks_exact_mut(dim).zip(weights) {
-            let weight = s.splat(weights[p]);
-            let (out, out_rest) = out.as_chunks_mut::<LANES>();
-            for (out, v) in out.iter_mut().zip(v) {
-                let sum = s.mul_add(weight, E::load(s, v), s.load(out));
-                s.store(sum, out);
-            }
-            let sum = s.mul_add(weight, E::load_some(s, v_rest), s.load_some(out_rest, 0.0));
-            s.store_some(sum, out_rest);
-        }
-    }
-}
-
-/// `x = f(x)` for all vectors of a slice.
-#[inline(always)]
-fn each<S: Simd>(s: S, x: &mut [f32], f: impl Fn(S::F) -> S::F) {
-    let (whole, rest) = x.as_chunks_mut::<LANES>();
-    for v in whole {
-        let y = f(s.load(v));
-        s.store(y, v);
-    }
-    let y = f(s.load_some(rest, 0.0));
-    s.store_some(y, rest);
-}
-
-/// Writes the keys or values of tokens to a block, `rows` being `[n, n_kv_heads, dim]`, the first at place `at` of the
-/// block.
-///
-/// # Panics
-/// When the rows leave the block, or lengths do not fit together.
-pub fn store_kv(
-    isa: Isa,
-    block: KvMut<'_>,
-    n_kv_heads: usize,
-    dim: usize,
-    at: usize,
-    rows: &[f32],
-) {
-    let len = match &block {
-        KvMut::F32(data) => data.len(),
-        KvMut::F16(data) => data.len(),
-    };
-    let n = rows.len().checked_div(n_kv_heads * dim).unwrap_or(0);
-    assert_eq!(
-        (len, rows.len()),
-        (n_kv_heads * BLOCK * dim, n * n_kv_heads * dim),
-        "store_kv: block, rows"
-    );
-    assert!(at + n <= BLOCK, "store_kv: {n} rows at place {at} of a block of {BLOCK}");
-    if n == 0 {
-        return;
-    }
-    let places = |row: usize| {
-        let (token, head) = (row / n_kv_heads, row % n_kv_heads);
-        let place = (head * BLOCK + at + token) * dim;
-        place..place + dim
-    };
-    match block {
-        KvMut::F32(block) => {
-            for (i, row) in rows.chunks_exact(dim).enumerate() {
-                block[places(i)].copy_from_slice(row);
-            }
-        }
-        KvMut::F16(block) => {
-            for (i, row) in rows.chunks_exact(dim).enumerate() {
-                f32_to_f16(isa, row, &mut block[places(i)]);
-            }
-        }
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::cases::{ATTENTION, AttentionCase, Numbers, assert_close, assert_same_bits};
-    use crate::reference;
-
-    /// A cache with random content; positions that may not be read hold NaN.
-    struct Cache {
-        first: usize,
-        k: Vec<Vec<f32>>,
-        v: Vec<Vec<f32>>,
-        k_half: Vec<Vec<f16>>,
-        v_half: Vec<Vec<f16>>,
-    }
-
-    impl Cache {
-        fn new(case: &AttentionCase, isa: Isa, numbers: &mut Numbers) -> Self {
-            let end = case.start + case.n;
-            let from = case.window.map_or(0, |window| (case.start + 1).saturating_sub(window));
-            let first = from / BLOCK * BLOCK;
-            let blocks = (end - first).div_ceil(BLOCK);
-            let mut cache = Self {
-                first,
-                k: Vec::new(),
-                v: Vec::new(),
-                k_half: Vec::new(),
-                v_half: Vec::new(),
-            };
-            for block in 0..blocks {
-                let n = BLOCK.min(end - first - block * BLOCK);
-                for dim in [case.k_dim, case.v_dim] {
-                    let rows = numbers.normal(n * case.n_kv_heads * dim);
-                    let mut wide = vec![f32::NAN; case.n_kv_heads * BLOCK * dim];
-                    let mut half = vec![f16::NAN; wide.len()];
-                    // In two steps, as a prompt and a first token would.
-                    let (head, tail) = rows.split_at(n / 2 * case.n_kv_heads * dim);
-                    for (at, rows) in [(0, head), (n / 2, tail)] {
-                        store_kv(isa, KvMut::F32(&mut wide), case.n_kv_heads, dim, at, rows);
-                        store_kv(isa, KvMut::F16(&mut half), case.n_kv_heads, dim, at, rows);
-                    }
-                    // Keys come first, then values.
-                    if cache.k.len() == cache.v.len() {
-                        cache.k.push(wide);
-                        cache.k_half.push(half);
-                    } else {
-                        cache.v.push(wide);
-                        cache.v_half.push(half);
-                    }
-                }
-            }
-            cache
-        }
-
-        fn wide(&self) -> Vec<KvBlock<'_>> {
-            self.k
-                .iter()
-                .zip(&self.v)
-                .map(|(k, v)| KvBlock { k: Kv::F32(k), v: Kv::F32(v) })
-                .collect()
-        }
-
-        fn half(&self) -> Vec<KvBlock<'_>> {
-            let blocks = self.k_half.iter().zip(&self.v_half);
-            blocks.map(|(k, v)| KvBlock { k: Kv::F16(k), v: Kv::F16(v) }).collect()
-        }
-    }
-
-    fn slopes(case: &AttentionCase) -> Vec<f32> {
-        (0..case.n_heads).map(|head| 0.5_f32.powi(head as i32 + 1)).collect()
-    }
-
-    fn shape<'a>(case: &AttentionCase, slopes: &'a [f32]) -> Attention<'a> {
-        Attention {
-            n_heads: case.n_heads,
-            n_kv_heads: case.n_kv_heads,
-            k_dim: case.k_dim,
-            v_dim: case.v_dim,
-            scale: 1.0 / (case.k_dim as f32).sqrt(),
-            window: case.window,
-            softcap: case.softcap,
-            alibi_slopes: case.alibi.then_some(slopes),
-        }
-    }
-
-    #[test]
-    fn attention_matches_the_reference() {
-        let pool = Pool::new(2);
-        for case in ATTENTION {
-            for isa in Isa::available() {
-                let mut numbers = Numbers::new(case.start as u64);
-                let cache = Cache::new(case, isa, &mut numbers);
-                let q = numbers.normal(case.n * case.n_heads * case.k_dim);
-                let slopes = slopes(case);
-                let a = shape(case, &slopes);
-                for (name, blocks) in [("f32", cache.wide()), ("f16", cache.half())] {
-                    let kv = KvView { first: cache.first, blocks: &blocks };
-                    let mut want = vec![0.0; case.n * case.n_heads * case.v_dim];
-                    reference::attend(&a, &q, case.start, &kv, &mut want);
-                    let mut got = vec![f32::NAN; want.len()];
-                    attend(isa, &pool, &a, &q, case.start, &kv, &mut got);
-                    assert_close(&got, &want, 5e-6, &format!("{case:?} {name} {isa:?}"));
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn the_bits_depend_on_neither_threads_nor_the_cut_of_the_prompt() {
-        for case in ATTENTION {
-            for isa in Isa::available() {
-                let mut numbers = Numbers::new(case.start as u64);
-                let cache = Cache::new(case, isa, &mut numbers);
-                let q = numbers.normal(case.n * case.n_heads * case.k_dim);
-                let slopes = slopes(case);
-                let a = shape(case, &slopes);
-                let blocks = cache.half();
-                let kv = KvView { first: cache.first, blocks: &blocks };
-                let mut one_by_one = vec![0.0; case.n * case.n_heads * case.v_dim];
-                let alone = Pool::new(1);
-                let outs = one_by_one.chunks_mut(case.n_heads * case.v_dim);
-                for (i, (q, out)) in q.chunks(case.n_heads * case.k_dim).zip(outs).enumerate() {
-                    attend(isa, &alone, &a, q, case.start + i, &kv, out);
-                }
-                for n_threads in [1, 2, 3] {
-                    let mut got = vec![f32::NAN; one_by_one.len()];
-                    attend(isa, &Pool::new(n_threads), &a, &q, case.start, &kv, &mut got);
-                    assert_same_bits(
-                        &got,
-                        &one_by_one,
-                        &format!("{case:?} {isa:?} {n_threads} threads"),
-                    );
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn scores_of_minus_infinity_give_zeros_and_nan_stays() {
-        for isa in Isa::available() {
-            for (key, want_nan) in [(f32::NEG_INFINITY, false), (f32::NAN, true)] {
-                let (k, v) = (vec![key; BLOCK * 8], vec![1.0; BLOCK * 8]);
-                let blocks = [KvBlock { k: Kv::F32(&k), v: Kv::F32(&v) }];
-                let case = AttentionCase { start: 9, ..ATTENTION[0] };
-                let mut out = [5.0; 8];
-                let kv = KvView { first: 0, blocks: &blocks };
-                attend(isa, &Pool::new(1), &shape(&case, &[]), &[1.0; 8], 9, &kv, &mut out);
-                let right = |out: f32| if want_nan { out.is_nan() } else { out == 0.0 };
-                assert!(out.iter().all(|&out| right(out)), "{isa:?} {key}: {out:?}");
-            }
-        }
-    }
-}
+#[path = "attention_tests.rs"]
+mod tests;

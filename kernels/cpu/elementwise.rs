@@ -4,7 +4,10 @@
 
 use half::{bf16, f16};
 
-use super::math::{erf, exp, sigmoid, tanh};
+use super::functions::{
+    Add, AddScaled, Binary, ExpMinus, Gated, Gelu, GeluTanh, Minus, Mul, Relu, ReluSquared, Scale,
+    Silu, SoftCap, Unary, Weighted, each, each_with,
+};
 use super::shared::SharedMut;
 use super::simd::{Kernel, LANES, Simd};
 use crate::formats::Element;
@@ -188,10 +191,10 @@ impl Kernel for LayerNorm<'_> {
         let n = self.x.len() as f32;
         let mean = sum(s, self.x) / n;
         let variance = sum_of_squares(s, self.x, mean) / n;
-        each(s, self.x, |v| s.sub(v, s.splat(mean)));
+        each(s, self.x, Minus(mean));
         scale_by_weight(s, self.x, 1.0 / (variance + self.eps).sqrt(), self.weight);
         if let Some(bias) = self.bias {
-            each_with(s, self.x, bias, |x, b| s.add(x, b));
+            each_with(s, self.x, bias, Add);
         }
     }
 }
@@ -222,8 +225,7 @@ fn sum_of_squares<S: Simd>(s: S, x: &[f32], mean: f32) -> f32 {
 
 #[inline(always)]
 fn scale_by_weight<S: Simd>(s: S, x: &mut [f32], scale: f32, weight: &[f32]) {
-    let scale = s.splat(scale);
-    each_with(s, x, weight, |x, w| s.mul(s.mul(x, scale), w));
+    each_with(s, x, weight, Weighted(scale));
 }
 
 // ---------------------------------------------------------------------------------------------- sums and products
@@ -305,9 +307,9 @@ impl Kernel for Softmax<'_> {
         if top == f32::NEG_INFINITY {
             return self.x.fill(0.0);
         }
-        each(s, self.x, |v| exp(s, s.sub(v, s.splat(top))));
+        each(s, self.x, ExpMinus(top));
         let total = sum(s, self.x);
-        each(s, self.x, |v| s.mul(v, s.splat(1.0 / total)));
+        each(s, self.x, Scale(1.0 / total));
     }
 }
 
@@ -343,121 +345,6 @@ pub fn gated(isa: Isa, pool: &Pool, act: Activation, gate: &mut [f32], up: &[f32
     }
 }
 
-/// A function of one vector.
-trait Unary: Copy + Sync {
-    fn apply<S: Simd>(self, s: S, x: S::F) -> S::F;
-}
-
-/// A function of two vectors.
-trait Binary: Copy + Sync {
-    fn apply<S: Simd>(self, s: S, x: S::F, y: S::F) -> S::F;
-}
-
-#[derive(Clone, Copy)]
-struct Silu;
-impl Unary for Silu {
-    #[inline(always)]
-    fn apply<S: Simd>(self, s: S, x: S::F) -> S::F {
-        s.mul(x, sigmoid(s, x))
-    }
-}
-
-#[derive(Clone, Copy)]
-struct Gelu;
-impl Unary for Gelu {
-    #[inline(always)]
-    fn apply<S: Simd>(self, s: S, x: S::F) -> S::F {
-        let half = s.mul(x, s.splat(0.5));
-        s.mul_add(half, erf(s, s.mul(x, s.splat(std::f32::consts::FRAC_1_SQRT_2))), half)
-    }
-}
-
-#[derive(Clone, Copy)]
-struct GeluTanh;
-impl Unary for GeluTanh {
-    #[inline(always)]
-    fn apply<S: Simd>(self, s: S, x: S::F) -> S::F {
-        // sqrt(2 / pi) * (x + 0.044715 x³)
-        let cubic = s.mul_add(s.mul(x, x), s.splat(0.044_715), s.splat(1.0));
-        let inner = s.mul(s.mul(x, s.splat(0.797_884_6)), cubic);
-        let half = s.mul(x, s.splat(0.5));
-        s.mul_add(half, tanh(s, inner), half)
-    }
-}
-
-#[derive(Clone, Copy)]
-struct Relu;
-impl Unary for Relu {
-    #[inline(always)]
-    fn apply<S: Simd>(self, s: S, x: S::F) -> S::F {
-        s.max(s.splat(0.0), x)
-    }
-}
-
-#[derive(Clone, Copy)]
-struct ReluSquared;
-impl Unary for ReluSquared {
-    #[inline(always)]
-    fn apply<S: Simd>(self, s: S, x: S::F) -> S::F {
-        let x = s.max(s.splat(0.0), x);
-        s.mul(x, x)
-    }
-}
-
-#[derive(Clone, Copy)]
-struct Scale(f32);
-impl Unary for Scale {
-    #[inline(always)]
-    fn apply<S: Simd>(self, s: S, x: S::F) -> S::F {
-        s.mul(x, s.splat(self.0))
-    }
-}
-
-#[derive(Clone, Copy)]
-struct SoftCap(f32);
-impl Unary for SoftCap {
-    #[inline(always)]
-    fn apply<S: Simd>(self, s: S, x: S::F) -> S::F {
-        s.mul(s.splat(self.0), tanh(s, s.div(x, s.splat(self.0))))
-    }
-}
-
-#[derive(Clone, Copy)]
-struct Add;
-impl Binary for Add {
-    #[inline(always)]
-    fn apply<S: Simd>(self, s: S, x: S::F, y: S::F) -> S::F {
-        s.add(x, y)
-    }
-}
-
-#[derive(Clone, Copy)]
-struct Mul;
-impl Binary for Mul {
-    #[inline(always)]
-    fn apply<S: Simd>(self, s: S, x: S::F, y: S::F) -> S::F {
-        s.mul(x, y)
-    }
-}
-
-#[derive(Clone, Copy)]
-struct AddScaled(f32);
-impl Binary for AddScaled {
-    #[inline(always)]
-    fn apply<S: Simd>(self, s: S, x: S::F, y: S::F) -> S::F {
-        s.mul_add(s.splat(self.0), y, x)
-    }
-}
-
-#[derive(Clone, Copy)]
-struct Gated<U>(U);
-impl<U: Unary> Binary for Gated<U> {
-    #[inline(always)]
-    fn apply<S: Simd>(self, s: S, gate: S::F, up: S::F) -> S::F {
-        s.mul(self.0.apply(s, gate), up)
-    }
-}
-
 /// `x = f(x)`.
 struct Map<'a, U> {
     x: &'a mut [f32],
@@ -468,7 +355,7 @@ impl<U: Unary> Kernel for Map<'_, U> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        each(s, self.x, |v| self.f.apply(s, v));
+        each(s, self.x, self.f);
     }
 }
 
@@ -483,7 +370,7 @@ impl<B: Binary> Kernel for Zip<'_, B> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        each_with(s, self.x, self.y, |x, y| self.f.apply(s, x, y));
+        each_with(s, self.x, self.y, self.f);
     }
 }
 
@@ -640,31 +527,6 @@ impl Kernel for Narrow<'_> {
 }
 
 // ---------------------------------------------------------------------------------------------- shared
-
-/// `x = f(x)` for all vectors of a slice.
-#[inline(always)]
-fn each<S: Simd>(s: S, x: &mut [f32], f: impl Fn(S::F) -> S::F) {
-    let (whole, rest) = x.as_chunks_mut::<LANES>();
-    for v in whole {
-        let y = f(s.load(v));
-        s.store(y, v);
-    }
-    let y = f(s.load_some(rest, 0.0));
-    s.store_some(y, rest);
-}
-
-/// `x = f(x, y)` for all vectors of two slices.
-#[inline(always)]
-fn each_with<S: Simd>(s: S, x: &mut [f32], y: &[f32], f: impl Fn(S::F, S::F) -> S::F) {
-    let (xs, x_rest) = x.as_chunks_mut::<LANES>();
-    let (ys, y_rest) = y.as_chunks::<LANES>();
-    for (x, y) in xs.iter_mut().zip(ys) {
-        let v = f(s.load(x), s.load(y));
-        s.store(v, x);
-    }
-    let v = f(s.load_some(x_rest, 0.0), s.load_some(y_rest, 0.0));
-    s.store_some(v, x_rest);
-}
 
 fn rows(x: &[f32], row: usize) -> std::slice::ChunksExact<'_, f32> {
     x.chunks_exact(row)

@@ -13,7 +13,8 @@
 //!
 //! Tokens pass one after the other, so the result does not depend on how a text was cut.
 
-use super::math::sigmoid;
+use super::elementwise::{Activation, activate_slice};
+use super::functions::{Add, GatedBy, Mul, Weighted, each_with};
 use super::shared::SharedMut;
 use super::simd::{Kernel, LANES, Simd};
 use crate::{Isa, Pool};
@@ -189,7 +190,7 @@ fn convolve(isa: Isa, pool: &Pool, m: &Mamba, w: &Weights<'_>, x: &mut [f32], st
             for k in 0..past {
                 isa.run(AddProduct { out, x: row(token + k), weight: weight(k) });
             }
-            isa.run(Silu { x: out });
+            activate_slice(isa, Activation::Silu, out);
         }
         for (i, next) in next.chunks_exact(width).enumerate() {
             // SAFETY: as above.
@@ -209,9 +210,9 @@ impl Kernel for Scale<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        for_each(s, self.x, self.weight, |x, w| s.mul(x, w));
+        each_with(s, self.x, self.weight, Mul);
         if let Some(bias) = self.bias {
-            for_each(s, self.x, bias, |x, b| s.add(x, b));
+            each_with(s, self.x, bias, Add);
         }
     }
 }
@@ -237,25 +238,6 @@ impl Kernel for AddProduct<'_> {
         let v = s.load_some(out_rest, 0.0);
         let v = s.mul_add(s.load_some(x_rest, 0.0), s.load_some(w_rest, 0.0), v);
         s.store_some(v, out_rest);
-    }
-}
-
-/// `x = x · sigmoid(x)`.
-struct Silu<'a> {
-    x: &'a mut [f32],
-}
-
-impl Kernel for Silu<'_> {
-    type Output = ();
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let (xs, rest) = self.x.as_chunks_mut::<LANES>();
-        for x in xs {
-            let v = s.load(x);
-            s.store(s.mul(v, sigmoid(s, v)), x);
-        }
-        let v = s.load_some(rest, 0.0);
-        s.store_some(s.mul(v, sigmoid(s, v)), rest);
     }
 }
 
@@ -322,7 +304,7 @@ impl Kernel for GatedNorm<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        for_each(s, self.x, self.gate, |x, g| s.mul(x, s.mul(g, sigmoid(s, g))));
+        each_with(s, self.x, self.gate, GatedBy);
         let (xs, rest) = self.x.as_chunks::<LANES>();
         let last = s.load_some(rest, 0.0);
         let mut sum = s.mul(last, last);
@@ -331,21 +313,8 @@ impl Kernel for GatedNorm<'_> {
             sum = s.mul_add(v, v, sum);
         }
         let mean = s.sum(sum) / self.x.len() as f32;
-        let factor = s.splat(1.0 / (mean + self.eps).sqrt());
-        for_each(s, self.x, self.weight, |x, w| s.mul(s.mul(x, factor), w));
+        each_with(s, self.x, self.weight, Weighted(1.0 / (mean + self.eps).sqrt()));
     }
-}
-
-/// `x = f(x, y)`.
-#[inline(always)]
-fn for_each<S: Simd>(s: S, x: &mut [f32], y: &[f32], f: impl Fn(S::F, S::F) -> S::F) {
-    let (xs, x_rest) = x.as_chunks_mut::<LANES>();
-    let (ys, y_rest) = y.as_chunks::<LANES>();
-    for (x, y) in xs.iter_mut().zip(ys) {
-        s.store(f(s.load(x), s.load(y)), x);
-    }
-    let v = f(s.load_some(x_rest, 0.0), s.load_some(y_rest, 0.0));
-    s.store_some(v, x_rest);
 }
 
 /// `ln(1 + e^x)`; where the two cannot be told apart, `x`.

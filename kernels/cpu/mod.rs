@@ -1,8 +1,10 @@
 //! The kernels for CPUs.
 
 pub mod attention;
+pub(crate) mod cache;
 pub mod elementwise;
 pub(crate) mod floats;
+pub(crate) mod functions;
 pub mod input;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod integers;

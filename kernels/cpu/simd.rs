@@ -2,9 +2,9 @@
 //!
 //! A kernel is a struct with its arguments that implements [`Kernel`]; [`crate::Isa::run`] compiles its body once
 //! for each instruction set and picks at run time. Everything that a body calls must be `#[inline(always)]`, or it is
-//! compiled without the instructions (a hundred times slower, never wrong). That goes for closures too: they may not be
-//! given to iterators that collect or sum, only to our own functions. A release build has it right when
-//! `nm` finds no function named `_mm256_…` in it.
+//! compiled without the instructions (many times slower, never wrong). A closure cannot be marked so: it may not
+//! touch a vector ([`super::functions`] has what is used instead). A release build has it right when `nm` finds no
+//! function named `_mm256_…` in it.
 //!
 //! The token types ([`Portable`], [`Avx2`]) prove that the instructions are there: that is what makes the
 //! intrinsics below sound.
@@ -47,6 +47,7 @@ pub(crate) trait Simd: Copy {
     fn exp2_whole(self, n: Self::F) -> Self::F;
     fn load_f16(self, from: &[f16; LANES]) -> Self::F;
     fn load_bf16(self, from: &[bf16; LANES]) -> Self::F;
+    fn load_i8(self, from: &[i8; LANES]) -> Self::F;
     /// Eight little-endian f32.
     fn load_f32_bytes(self, from: &[u8; 32]) -> Self::F;
     /// Eight little-endian f16.
@@ -177,6 +178,10 @@ impl Simd for Portable {
         from.map(|x| f32::from_bits(u32::from(x.to_bits()) << 16))
     }
     #[inline(always)]
+    fn load_i8(self, from: &[i8; LANES]) -> Self::F {
+        from.map(f32::from)
+    }
+    #[inline(always)]
     fn load_f32_bytes(self, from: &[u8; 32]) -> Self::F {
         let (lanes, _) = from.as_chunks::<4>();
         std::array::from_fn(|i| f32::from_le_bytes(lanes[i]))
@@ -292,6 +297,8 @@ mod avx2 {
                 let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.as_ptr().cast()));
                 _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
             };
+            load_i8(from: &[i8; LANES]) -> __m256 =
+                _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(from.as_ptr().cast())));
             load_f32_bytes(from: &[u8; 32]) -> __m256 = _mm256_loadu_ps(from.as_ptr().cast());
             load_f16_bytes(from: &[u8; 16]) -> __m256 =
                 _mm256_cvtph_ps(_mm_loadu_si128(from.as_ptr().cast()));

@@ -82,6 +82,8 @@ pub(super) enum KvArg {
     F16,
     /// 32-bit floats
     F32,
+    /// 8-bit integers with scales: half the memory of f16
+    Q8,
 }
 
 impl ModelArgs {
@@ -103,6 +105,7 @@ impl ModelArgs {
             KvArg::Auto => KvFormat::Auto,
             KvArg::F16 => KvFormat::F16,
             KvArg::F32 => KvFormat::F32,
+            KvArg::Q8 => KvFormat::Q8,
         }
     }
 

@@ -112,7 +112,7 @@ impl Plan {
         match wanted {
             KvFormat::Auto if self.format(format) == Format::F32 => KvFormat::F32,
             KvFormat::Auto => KvFormat::F16,
-            KvFormat::F16 | KvFormat::F32 => wanted,
+            KvFormat::F16 | KvFormat::F32 | KvFormat::Q8 => wanted,
         }
     }
 

@@ -1,6 +1,7 @@
 //! A projection: a matrix and perhaps a bias.
 
 use tramontane_models::names::Part;
+use tramontane_models::spec::Activation;
 
 use crate::error::Result;
 use crate::nn::weight::{At, Loader};
@@ -83,4 +84,26 @@ pub fn forward_all<D: Ops, const N: usize>(
         }
     }
     Ok(())
+}
+
+/// `out[t] = act(gate(x[t])) · up(x[t])`; `x` is `[n, cols]`, `out` and `spare` `[n, rows]`.
+///
+/// # Errors
+///
+/// If the device fails.
+pub fn forward_gated<D: Ops>(
+    d: &D,
+    act: Activation,
+    [gate, up]: [&Linear<D>; 2],
+    x: &D::Buffer,
+    n: usize,
+    out: &mut D::Buffer,
+    spare: &mut D::Buffer,
+) -> Result<()> {
+    if gate.bias.is_none() && up.bias.is_none() {
+        let weights = [&gate.weight, &up.weight];
+        return d.gated_linear(act, weights, gate.rows, x, n, out, spare);
+    }
+    forward_all(d, [gate, up], x, n, [out, spare])?;
+    d.gate(act, spare, out, n * gate.rows)
 }

@@ -5,7 +5,7 @@ use tramontane_models::spec::{self, Activation};
 
 use crate::error::Result;
 use crate::nn::experts::{self, Experts};
-use crate::nn::linear::{Linear, forward_all};
+use crate::nn::linear::{Linear, forward_gated};
 use crate::nn::weight::{At, Loader};
 use crate::ops::Ops;
 
@@ -42,7 +42,6 @@ pub struct Gated<D: Ops> {
     up_proj: Linear<D>,
     down_proj: Linear<D>,
     activation: Activation,
-    inner: usize,
 }
 
 /// An MLP of two matrices.
@@ -155,9 +154,7 @@ impl<D: Ops> Dense<D> {
         let down_proj = Linear::load(l, parts.down, at, [hidden, inner], spec.bias)?;
         let activation = spec.activation;
         Ok(match gate {
-            Some(gate_proj) => {
-                Self::Gated(Gated { gate_proj, up_proj, down_proj, activation, inner })
-            }
+            Some(gate_proj) => Self::Gated(Gated { gate_proj, up_proj, down_proj, activation }),
             None => Self::Plain(Plain { up_proj, down_proj, activation, inner }),
         })
     }
@@ -191,8 +188,8 @@ impl<D: Ops> Gated<D> {
         s: &mut Scratch<D>,
         out: &mut D::Buffer,
     ) -> Result<()> {
-        forward_all(d, [&self.gate_proj, &self.up_proj], x, n, [&mut s.gate, &mut s.up])?;
-        d.gate(self.activation, &s.up, &mut s.gate, n * self.inner)?;
+        let projections = [&self.gate_proj, &self.up_proj];
+        forward_gated(d, self.activation, projections, x, n, &mut s.gate, &mut s.up)?;
         self.down_proj.forward(d, &s.gate, n, out)
     }
 }

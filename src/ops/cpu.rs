@@ -12,7 +12,7 @@ use std::sync::{Mutex, PoisonError};
 use tramontane_kernels::cpu::attention::{self, KvView};
 use tramontane_kernels::cpu::elementwise as element;
 use tramontane_kernels::cpu::input::Input;
-use tramontane_kernels::cpu::linear::{Linear, linear};
+use tramontane_kernels::cpu::linear::{Linear, gated_linear, linear};
 use tramontane_kernels::cpu::mamba;
 use tramontane_kernels::memory::Arena;
 use tramontane_kernels::packed::{Format as PackedFormat, Packed};
@@ -54,6 +54,22 @@ impl Cpu {
         let isa = Isa::from_env().map_err(Error::bad_input)?;
         let pool = Pool::new(threads.unwrap_or_else(default_threads));
         Ok(Self { isa, pool, arena: Mutex::default(), inputs: Mutex::default() })
+    }
+
+    /// Calls `f` with the activations `x` prepared for weights in `formats`.
+    fn with_input(
+        &self,
+        x: &[f32],
+        cols: usize,
+        formats: &[PackedFormat],
+        f: impl FnOnce(&Input) -> Result<()>,
+    ) -> Result<()> {
+        let inputs = || self.inputs.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut input = inputs().pop().unwrap_or_default();
+        input.set(self.isa, &self.pool, x, cols, formats);
+        let result = f(&input);
+        inputs().push(input);
+        result
     }
 
     /// Up to [`MAX_LAYERS`] matrices with the same input, in one parallel region.
@@ -212,14 +228,31 @@ impl Ops for Cpu {
         for (format, w) in formats.iter_mut().zip(ws) {
             *format = w.packed()?.format();
         }
-        let mut input =
-            self.inputs.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
-        input.set(self.isa, &self.pool, &x[..n * cols], cols, &formats[..ws.len().min(MAX_LAYERS)]);
-        for (ws, outs) in ws.chunks(MAX_LAYERS).zip(outs.chunks_mut(MAX_LAYERS)) {
-            self.layers(&input, ws, n, outs)?;
-        }
-        self.inputs.lock().unwrap_or_else(PoisonError::into_inner).push(input);
-        Ok(())
+        let formats = &formats[..ws.len().min(MAX_LAYERS)];
+        self.with_input(&x[..n * cols], cols, formats, |input| {
+            for (ws, outs) in ws.chunks(MAX_LAYERS).zip(outs.chunks_mut(MAX_LAYERS)) {
+                self.layers(input, ws, n, outs)?;
+            }
+            Ok(())
+        })
+    }
+
+    fn gated_linear(
+        &self,
+        act: Activation,
+        [gate, up]: [&CpuWeight; 2],
+        rows: usize,
+        x: &Vec<f32>,
+        n: usize,
+        out: &mut Vec<f32>,
+        _: &mut Vec<f32>,
+    ) -> Result<()> {
+        let (gate, up, act) = (gate.packed()?, up.packed()?, kernel_activation(act));
+        let (cols, formats) = (gate.cols(), [gate.format(), up.format()]);
+        self.with_input(&x[..n * cols], cols, &formats, |input| {
+            gated_linear(self.isa, &self.pool, input, act, gate, up, &mut out[..n * rows]);
+            Ok(())
+        })
     }
 
     fn add_bias(&self, bias: &Vec<f32>, width: usize, x: &mut Vec<f32>, n: usize) -> Result<()> {
@@ -294,8 +327,7 @@ impl Ops for Cpu {
             alibi_slopes: shape.alibi.as_deref(),
         };
         let rows = n * shape.n_heads;
-        let blocks = kv.blocks();
-        let view = KvView { first: kv.first_position(), blocks: &blocks };
+        let view = KvView { first: kv.first_position(), blocks: kv.blocks() };
         attention::attend(
             self.isa,
             &self.pool,

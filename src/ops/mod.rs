@@ -63,6 +63,8 @@ pub enum KvFormat {
     F16,
     /// 32-bit floats.
     F32,
+    /// 8-bit integers: a scale for each 32 elements of a key, and for each value.
+    Q8,
 }
 
 /// A norm's weights on a device.
@@ -277,6 +279,22 @@ pub trait Ops: Sized + Send + Sync + 'static {
         n: usize,
         outs: &mut [&mut Self::Buffer],
     ) -> Result<()>;
+    /// `out[t] = act(gate · x[t]) · (up · x[t])`; the matrices are `[rows, cols]`, `x` is `[n, cols]`, `out` and `spare`
+    /// `[n, rows]`. What `spare` holds afterwards is not defined.
+    #[allow(clippy::too_many_arguments, reason = "the first half of an MLP")]
+    fn gated_linear(
+        &self,
+        act: Activation,
+        [gate, up]: [&Self::Weight; 2],
+        rows: usize,
+        x: &Self::Buffer,
+        n: usize,
+        out: &mut Self::Buffer,
+        spare: &mut Self::Buffer,
+    ) -> Result<()> {
+        self.linear(&[gate, up], x, n, &mut [out, spare])?;
+        self.gate(act, spare, out, n * rows)
+    }
     /// `x[t] += bias` over `n` rows of `width`.
     fn add_bias(
         &self,
@@ -396,6 +414,7 @@ impl std::fmt::Display for KvFormat {
             Self::Auto => "auto",
             Self::F16 => "f16",
             Self::F32 => "f32",
+            Self::Q8 => "q8",
         })
     }
 }

@@ -5,12 +5,10 @@
 //! the next token, 700, sees 401..=700:               gone   └ first   └ being filled
 //! ```
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
-use half::f16;
 use tramontane_kernels::Isa;
-use tramontane_kernels::cpu::attention::{BLOCK, KvBlock, KvMut, store_kv};
+use tramontane_kernels::cpu::attention::{BLOCK, KvBlock, KvFormat as Stored, KvShape as Shape};
 
 use crate::error::Result;
 use crate::ops::{Kv, KvFormat, KvShape};
@@ -18,58 +16,23 @@ use crate::ops::{Kv, KvFormat, KvShape};
 /// The keys and values of one layer and one sequence.
 #[derive(Clone)]
 pub struct CpuKv {
-    shape: KvShape,
+    shape: Shape,
+    window: Option<usize>,
     /// Number of the first block that is still there.
     first: usize,
-    blocks: VecDeque<Arc<Block>>,
-}
-
-/// [`BLOCK`] positions: `[n_kv_heads, BLOCK, k_dim]` keys and `[n_kv_heads, BLOCK, v_dim]` values.
-#[derive(Clone)]
-struct Block {
-    k: Elements,
-    v: Elements,
-}
-
-#[derive(Clone)]
-enum Elements {
-    F32(Vec<f32>),
-    F16(Vec<f16>),
-}
-
-impl Elements {
-    fn new(len: usize, format: KvFormat) -> Self {
-        match format {
-            KvFormat::F32 => Self::F32(vec![0.0; len]),
-            KvFormat::Auto | KvFormat::F16 => Self::F16(vec![f16::ZERO; len]),
-        }
-    }
-
-    fn view(&self) -> tramontane_kernels::cpu::attention::Kv<'_> {
-        match self {
-            Self::F32(values) => tramontane_kernels::cpu::attention::Kv::F32(values),
-            Self::F16(values) => tramontane_kernels::cpu::attention::Kv::F16(values),
-        }
-    }
-
-    fn view_mut(&mut self) -> KvMut<'_> {
-        match self {
-            Self::F32(values) => KvMut::F32(values),
-            Self::F16(values) => KvMut::F16(values),
-        }
-    }
-
-    fn bytes(&self) -> usize {
-        match self {
-            Self::F32(values) => size_of_val(values.as_slice()),
-            Self::F16(values) => size_of_val(values.as_slice()),
-        }
-    }
+    blocks: Vec<Arc<KvBlock>>,
 }
 
 impl CpuKv {
     pub(super) fn new(shape: KvShape) -> Self {
-        Self { shape, first: 0, blocks: VecDeque::new() }
+        let KvShape { n_kv_heads, k_dim, v_dim, window, format } = shape;
+        let format = match format {
+            KvFormat::F32 => Stored::F32,
+            KvFormat::Auto | KvFormat::F16 => Stored::F16,
+            KvFormat::Q8 => Stored::Q8,
+        };
+        let shape = Shape { n_kv_heads, k_dim, v_dim, format };
+        Self { shape, window, first: 0, blocks: Vec::new() }
     }
 
     /// Position of the first element of the first block.
@@ -78,8 +41,8 @@ impl CpuKv {
     }
 
     /// The blocks, for the kernel.
-    pub(super) fn blocks(&self) -> Vec<KvBlock<'_>> {
-        self.blocks.iter().map(|b| KvBlock { k: b.k.view(), v: b.v.view() }).collect()
+    pub(super) fn blocks(&self) -> &[Arc<KvBlock>] {
+        &self.blocks
     }
 
     /// Stores `n` rows of keys and values from position `start` on.
@@ -91,21 +54,18 @@ impl CpuKv {
         n: usize,
         start: usize,
     ) -> Result<()> {
-        let KvShape { n_kv_heads, k_dim, v_dim, format, .. } = self.shape;
+        let Shape { n_kv_heads, k_dim, v_dim, .. } = self.shape;
         let mut done = 0;
         while done < n {
             let (number, at) = ((start + done) / BLOCK, (start + done) % BLOCK);
             let count = (BLOCK - at).min(n - done);
             while self.first + self.blocks.len() <= number {
-                let elements = |dim| Elements::new(n_kv_heads * dim * BLOCK, format);
-                let block = Block { k: elements(k_dim), v: elements(v_dim) };
-                self.blocks.push_back(Arc::new(block));
+                self.blocks.push(Arc::new(KvBlock::new(self.shape)));
             }
             // A block that a fork still uses is copied first.
             let block = Arc::make_mut(&mut self.blocks[number - self.first]);
             let rows = |dim| done * n_kv_heads * dim..(done + count) * n_kv_heads * dim;
-            store_kv(isa, block.k.view_mut(), n_kv_heads, k_dim, at, &k[rows(k_dim)]);
-            store_kv(isa, block.v.view_mut(), n_kv_heads, v_dim, at, &v[rows(v_dim)]);
+            block.store(isa, at, &k[rows(k_dim)], &v[rows(v_dim)]);
             done += count;
         }
         Ok(())
@@ -113,14 +73,14 @@ impl CpuKv {
 
     /// First position that a token at `position` sees.
     fn first_seen(&self, position: usize) -> usize {
-        self.shape.window.map_or(0, |window| (position + 1).saturating_sub(window))
+        self.window.map_or(0, |window| (position + 1).saturating_sub(window))
     }
 }
 
 impl Kv for CpuKv {
     fn truncate(&mut self, len: usize) -> bool {
         if len == 0 {
-            (self.first, self.blocks) = (0, VecDeque::new());
+            (self.first, self.blocks) = (0, Vec::new());
             return true;
         }
         if self.first_seen(len) < self.first_position() {
@@ -131,14 +91,13 @@ impl Kv for CpuKv {
     }
 
     fn forget_unseen(&mut self, len: usize) {
-        let first = self.first_seen(len) / BLOCK;
-        while self.first < first && self.blocks.pop_front().is_some() {
-            self.first += 1;
-        }
+        let gone = (self.first_seen(len) / BLOCK).saturating_sub(self.first).min(self.blocks.len());
+        self.blocks.drain(..gone);
+        self.first += gone;
     }
 
     fn bytes(&self) -> u64 {
-        self.blocks.iter().map(|b| (b.k.bytes() + b.v.bytes()) as u64).sum()
+        self.blocks.iter().map(|block| block.bytes() as u64).sum()
     }
 }
 
@@ -179,8 +138,7 @@ mod tests {
         let fork = kv.clone();
         kv.truncate(BLOCK);
         kv.store(Isa::portable(), &[-1.0; 2], &[-1.0; 2], 1, BLOCK).unwrap();
-        let Elements::F16(k) = &fork.blocks[1].k else { panic!("f16 was asked for") };
-        assert_eq!(k[0].to_f32(), BLOCK as f32);
+        assert_eq!(fork.blocks[1].key(0, 0, 0), BLOCK as f32);
         assert!(Arc::ptr_eq(&kv.blocks[0], &fork.blocks[0]));
     }
 }

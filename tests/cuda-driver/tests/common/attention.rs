@@ -1,7 +1,10 @@
 //! A cache on the emulated device, beside the one of the reference.
 
+use std::sync::Arc;
+
+use tramontane_kernels::Isa;
 use tramontane_kernels::cases::{AttentionCase, Numbers};
-use tramontane_kernels::cpu::attention::{Attention, BLOCK, Kv, KvBlock, KvView};
+use tramontane_kernels::cpu::attention::{Attention, BLOCK, KvBlock, KvFormat, KvShape, KvView};
 use tramontane_kernels::cuda::{self, AttendArgs, Element, PAGE};
 use tramontane_kernels::reference;
 
@@ -32,23 +35,18 @@ impl Setup {
         setup
     }
 
-    /// The same rows as `[head, position in the block, width]`.
-    fn blocks(&self, rows: &[f32]) -> Vec<Vec<f32>> {
-        let (heads, dim) = (self.case.n_kv_heads, self.case.k_dim);
-        let total = rows.len() / (heads * dim);
-        let mut blocks = vec![vec![0.0; heads * BLOCK * dim]; total.div_ceil(BLOCK)];
-        for (i, &x) in rows.iter().enumerate() {
-            let (pos, head, d) = (i / (heads * dim), i / dim % heads, i % dim);
-            blocks[pos / BLOCK][(head * BLOCK + pos % BLOCK) * dim + d] = x;
-        }
-        blocks
-    }
-
     fn reference(&self) -> Vec<f32> {
         let c = &self.case;
-        let (k, v) = (self.blocks(&self.k), self.blocks(&self.v));
+        let (n_kv_heads, k_dim, v_dim) = (c.n_kv_heads, c.k_dim, c.v_dim);
+        let shape = KvShape { n_kv_heads, k_dim, v_dim, format: KvFormat::F32 };
+        let rows = |dim| BLOCK * n_kv_heads * dim;
+        let block = |(k, v): (&[f32], &[f32])| {
+            let mut block = KvBlock::new(shape);
+            block.store(Isa::portable(), 0, k, v);
+            Arc::new(block)
+        };
         let blocks: Vec<_> =
-            k.iter().zip(&v).map(|(k, v)| KvBlock { k: Kv::F32(k), v: Kv::F32(v) }).collect();
+            self.k.chunks(rows(k_dim)).zip(self.v.chunks(rows(v_dim))).map(block).collect();
         let attention = Attention {
             n_heads: c.n_heads,
             n_kv_heads: c.n_kv_heads,

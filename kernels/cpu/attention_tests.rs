@@ -1,0 +1,146 @@
+use super::*;
+use crate::cases::{ATTENTION, AttentionCase, Numbers, assert_close, assert_same_bits};
+use crate::reference;
+
+const FORMATS: [KvFormat; 3] = [KvFormat::F32, KvFormat::F16, KvFormat::Q8];
+
+/// A cache with random content; what was not stored is NaN where the format has it.
+struct Cache {
+    first: usize,
+    blocks: Vec<Arc<KvBlock>>,
+}
+
+impl Cache {
+    fn new(case: &AttentionCase, format: KvFormat, isa: Isa) -> Self {
+        let mut numbers = Numbers::new(case.start as u64);
+        let AttentionCase { n_kv_heads, k_dim, v_dim, .. } = *case;
+        let end = case.start + case.n;
+        let from = case.window.map_or(0, |window| (case.start + 1).saturating_sub(window));
+        let first = from / BLOCK * BLOCK;
+        let block = |at: usize| {
+            let n = BLOCK.min(end - first - at);
+            let mut block = KvBlock::new(KvShape { n_kv_heads, k_dim, v_dim, format });
+            let nothing = |dim| vec![f32::NAN; BLOCK * n_kv_heads * dim];
+            block.store(isa, 0, &nothing(k_dim), &nothing(v_dim));
+            // In two steps, as a prompt and a first token would.
+            for (at, n) in [(0, n / 2), (n / 2, n - n / 2)] {
+                let (k, v) = (
+                    numbers.normal(n * n_kv_heads * k_dim),
+                    numbers.normal(n * n_kv_heads * v_dim),
+                );
+                block.store(isa, at, &k, &v);
+            }
+            Arc::new(block)
+        };
+        Self { first, blocks: (0..end - first).step_by(BLOCK).map(block).collect() }
+    }
+
+    fn view(&self) -> KvView<'_> {
+        KvView { first: self.first, blocks: &self.blocks }
+    }
+}
+
+fn slopes(case: &AttentionCase) -> Vec<f32> {
+    (0..case.n_heads).map(|head| 0.5_f32.powi(head as i32 + 1)).collect()
+}
+
+fn shape<'a>(case: &AttentionCase, slopes: &'a [f32]) -> Attention<'a> {
+    Attention {
+        n_heads: case.n_heads,
+        n_kv_heads: case.n_kv_heads,
+        k_dim: case.k_dim,
+        v_dim: case.v_dim,
+        scale: 1.0 / (case.k_dim as f32).sqrt(),
+        window: case.window,
+        softcap: case.softcap,
+        alibi_slopes: case.alibi.then_some(slopes),
+    }
+}
+
+#[test]
+fn attention_matches_the_reference() {
+    let pool = Pool::new(2);
+    for case in ATTENTION {
+        for isa in Isa::available() {
+            for format in FORMATS {
+                let cache = Cache::new(case, format, isa);
+                let q = Numbers::new(7).normal(case.n * case.n_heads * case.k_dim);
+                let slopes = slopes(case);
+                let a = shape(case, &slopes);
+                let mut want = vec![0.0; case.n * case.n_heads * case.v_dim];
+                reference::attend(&a, &q, case.start, &cache.view(), &mut want);
+                let mut got = vec![f32::NAN; want.len()];
+                attend(isa, &pool, &a, &q, case.start, &cache.view(), &mut got);
+                assert_close(&got, &want, 5e-6, &format!("{case:?} {format:?} {isa:?}"));
+            }
+        }
+    }
+}
+
+#[test]
+fn the_bits_depend_on_neither_threads_nor_the_cut_of_the_prompt() {
+    for case in ATTENTION {
+        for isa in Isa::available() {
+            for format in FORMATS {
+                let cache = Cache::new(case, format, isa);
+                let q = Numbers::new(7).normal(case.n * case.n_heads * case.k_dim);
+                let slopes = slopes(case);
+                let a = shape(case, &slopes);
+                let mut one_by_one = vec![0.0; case.n * case.n_heads * case.v_dim];
+                let alone = Pool::new(1);
+                let outs = one_by_one.chunks_mut(case.n_heads * case.v_dim);
+                for (i, (q, out)) in q.chunks(case.n_heads * case.k_dim).zip(outs).enumerate() {
+                    attend(isa, &alone, &a, q, case.start + i, &cache.view(), out);
+                }
+                // With eight threads, few heads are split by segments.
+                for n_threads in [1, 2, 8] {
+                    let mut got = vec![f32::NAN; one_by_one.len()];
+                    let pool = Pool::new(n_threads);
+                    attend(isa, &pool, &a, &q, case.start, &cache.view(), &mut got);
+                    let place = format!("{case:?} {format:?} {isa:?} {n_threads} threads");
+                    assert_same_bits(&got, &one_by_one, &place);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn what_a_later_token_holds_changes_no_bit_of_an_earlier_one() {
+    let case = AttentionCase { n: 20, start: 120, ..ATTENTION[3] };
+    for isa in Isa::available() {
+        let cache = Cache::new(&case, KvFormat::F32, isa);
+        let a = shape(&case, &[]);
+        let q = Numbers::new(7).normal(case.n * case.n_heads * case.k_dim);
+        let mut outs = [(); 2].map(|()| vec![0.0; q.len()]);
+        attend(isa, &Pool::new(1), &a, &q, case.start, &cache.view(), &mut outs[0]);
+        let mut poisoned = cache.blocks.clone();
+        let row = case.n_kv_heads * case.k_dim;
+        let nan = vec![f32::NAN; row];
+        Arc::make_mut(&mut poisoned[1]).store(isa, 139 - BLOCK, &nan, &nan);
+        let kv = KvView { first: 0, blocks: &poisoned };
+        attend(isa, &Pool::new(1), &a, &q, case.start, &kv, &mut outs[1]);
+        let before = 19 * case.n_heads * case.v_dim;
+        assert_same_bits(&outs[1][..before], &outs[0][..before], &format!("{isa:?}"));
+        assert!(outs[1][before..].iter().all(|v| v.is_nan()));
+    }
+}
+
+#[test]
+fn scores_of_minus_infinity_give_zeros_and_nan_stays() {
+    for isa in Isa::available() {
+        for (key, want_nan) in [(f32::NEG_INFINITY, false), (f32::NAN, true)] {
+            let case = AttentionCase { start: 9, ..ATTENTION[0] };
+            let shape_of_block =
+                KvShape { n_kv_heads: 1, k_dim: 8, v_dim: 8, format: KvFormat::F32 };
+            let mut block = KvBlock::new(shape_of_block);
+            block.store(isa, 0, &[key; 8 * BLOCK], &[1.0; 8 * BLOCK]);
+            let blocks = [Arc::new(block)];
+            let mut out = [5.0; 8];
+            let kv = KvView { first: 0, blocks: &blocks };
+            attend(isa, &Pool::new(1), &shape(&case, &[]), &[1.0; 8], 9, &kv, &mut out);
+            let right = |out: f32| if want_nan { out.is_nan() } else { out == 0.0 };
+            assert!(out.iter().all(|&out| right(out)), "{isa:?} {key}: {out:?}");
+        }
+    }
+}
