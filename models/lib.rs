@@ -4,12 +4,14 @@
 //!    key that changes numbers is either understood or refused by name.
 //! 2. [`FAMILIES`] maps the architecture's name to a function that describes it as an [`Architecture`].
 //! 3. [`spec`] is the vocabulary of that description, layer by layer; [`names`] tells how checkpoints name the tensors.
+//! 4. [`catalogue`] lists open French models by short names, with sizes and licences.
 //!
 //! Adding a family is one small file, one line in [`FAMILIES`] and one fixture; adding a variation is one variant in
 //! [`spec`], and the compiler then lists every place that must be taught.
 #![forbid(unsafe_code)]
 
 mod bloom;
+pub mod catalogue;
 pub mod config;
 mod deepseek;
 mod experts;

@@ -32,6 +32,8 @@ mod retry;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use tramontane_models::catalogue;
+
 use crate::error::{Error, ErrorKind, Result};
 use crate::files::ModelFiles;
 
@@ -199,13 +201,33 @@ fn looks_like_a_path(text: &str) -> bool {
         || Path::new(text).is_absolute()
 }
 
-/// Reads the name of a model on the hub, `org/name[@revision]`: the repository and the revision.
+/// What to write instead of `name`, which is neither a folder nor in the catalogue.
+fn similar_names(name: &str) -> String {
+    let name = name.to_lowercase();
+    let stem = name.split(['-', '_', ':']).next().filter(|stem| stem.len() > 2);
+    let close = |short: &&str| stem.is_some_and(|stem| short.contains(stem));
+    let close: Vec<&str> =
+        catalogue::entries().iter().map(|entry| &*entry.name).filter(close).take(4).collect();
+    let org_name =
+        "org/name for a model on the hub, such as mistralai/Ministral-3-3B-Instruct-2512";
+    match &close[..] {
+        [] => format!("{org_name}, or a short name (tramontane list --catalogue)"),
+        names => format!("{} (tramontane list --catalogue), or {org_name}", names.join(", ")),
+    }
+}
+
+/// Reads the name of a model on the hub, `org/name[@revision]` or a short name of the
+/// [catalogue] with or without a revision: the repository and the revision.
 ///
 /// # Errors
 ///
 /// If the text cannot be such a name.
 pub fn parse_name(text: &str) -> Result<(String, String)> {
     let (repo, revision) = text.split_once('@').unwrap_or((text, DEFAULT_REVISION));
+    names::check_revision(revision)?;
+    if let Some(entry) = catalogue::by_name(repo) {
+        return Ok((entry.repository.clone(), revision.to_owned()));
+    }
     if repo == BUILT_IN {
         return Err(Error::bad_input(format!("`{BUILT_IN}` is built in, not on the hub")));
     }
@@ -214,10 +236,9 @@ pub fn parse_name(text: &str) -> Result<(String, String)> {
             ErrorKind::NotFound,
             format!("no model is called `{text}`, and there is no folder of that name"),
         )
-        .hint("org/name for a model on the hub, such as mistralai/Ministral-3-3B-Instruct-2512"));
+        .hint(similar_names(repo)));
     }
     names::check_repo(repo)?;
-    names::check_revision(revision)?;
     Ok((repo.to_owned(), revision.to_owned()))
 }
 
@@ -244,6 +265,15 @@ mod tests {
         assert_eq!(parse(weights.to_str().unwrap()), ModelRef::File(weights));
         assert_eq!(parse("a/b"), hub("a/b", "main"));
         assert_eq!(parse("a/b@v1.0"), hub("a/b", "v1.0"));
+    }
+
+    #[test]
+    fn short_names_of_the_catalogue_stand_for_repositories() {
+        let lucie = "OpenLLM-France/Lucie-7B-Instruct-v1.1";
+        assert_eq!(ModelRef::parse(Some("lucie-7b")).unwrap(), hub(lucie, "main"));
+        assert_eq!(ModelRef::parse(Some("Lucie-7B@v2")).unwrap(), hub(lucie, "v2"));
+        let error = ModelRef::parse(Some("lucie-70b")).unwrap_err().to_string();
+        assert!(error.contains("lucie-7b-base, lucie-7b-v1"), "{error}");
     }
 
     #[test]

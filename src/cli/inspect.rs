@@ -14,8 +14,10 @@ use tramontane::model::Plan;
 use tramontane::ops::Cpu;
 use tramontane::tokenizer::Kind;
 use tramontane::{Format, KvFormat};
+use tramontane_models::catalogue::Entry;
 
 use super::args::ModelArgs;
+use super::catalogue;
 use super::generate::print;
 use super::talk;
 
@@ -89,6 +91,8 @@ struct Report {
     end_tokens: Vec<u32>,
     warnings: Vec<String>,
     run: Run,
+    /// What the catalogue knows about it.
+    catalogue: Option<&'static Entry>,
     memory: Vec<Need>,
     free_bytes: Option<u64>,
 }
@@ -179,6 +183,7 @@ impl Report {
                 kv: kv.to_string(),
                 weight_bytes_per_token: memory::weight_bytes_per_token(a, format),
             },
+            catalogue: catalogue::entry_of(&plan.name),
             memory: needs(plan, args, free_bytes),
             free_bytes,
         }
@@ -228,6 +233,7 @@ impl Report {
                 talk::bytes(run.weight_bytes_per_token)
             ),
         ));
+        lines.extend(self.catalogue.map(catalogue::facts).unwrap_or_default());
         lines.extend(self.warnings.iter().map(|warning| ("warning", warning.clone())));
         let mut text = String::new();
         for (label, value) in lines {

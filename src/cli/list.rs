@@ -1,4 +1,6 @@
-//! `list`: the models that are on this machine.
+//! `list`: the models that are on this machine, or all that the catalogue knows.
+
+mod catalogue;
 
 use std::process::ExitCode;
 use std::time::SystemTime;
@@ -10,16 +12,26 @@ use tramontane::hub::{self, BUILT_IN, CachedModel, HubOptions};
 
 use super::generate::print;
 use super::talk;
+use catalogue::Filter;
 
-/// List the models on this machine: built in, and in the cache of the hub
+/// List the models on this machine, or the open French models that are known
+///
+/// The models on this machine are the built-in one and those in the cache of the hub.
 #[derive(clap::Args)]
 pub(super) struct Args {
     /// Print a JSON list instead of a table
     #[arg(long, env = "TRAMONTANE_JSON")]
     json: bool,
+
+    #[command(flatten)]
+    filter: Filter,
 }
 
 pub(super) fn run(args: Args) -> Result<ExitCode> {
+    if args.filter.catalogue {
+        catalogue::list(&args.filter, args.json)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let models = hub::list_cached(&HubOptions::from_env())?;
     if args.json {
         let models: Vec<Value> =
@@ -72,15 +84,7 @@ fn table(models: &[CachedModel]) -> String {
         rows.push([BUILT_IN, "", "", "built in", ""].map(str::to_owned));
     }
     rows.extend(models.iter().map(row));
-    let widths: Vec<usize> = (0..5)
-        .map(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0))
-        .collect();
-    let line = |row: &[String; 5]| {
-        let cells: Vec<String> =
-            row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
-        format!("{}\n", cells.join("  ").trim_end())
-    };
-    rows.iter().map(line).collect()
+    talk::columns(&rows)
 }
 
 fn row(model: &CachedModel) -> [String; 5] {

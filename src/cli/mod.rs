@@ -4,6 +4,7 @@
 
 mod args;
 mod bench;
+mod catalogue;
 mod chat;
 mod completions;
 mod doctor;
@@ -45,7 +46,8 @@ struct Cli {
 
 const AFTER_HELP: &str = "\
 MODEL is nothing (the small French model that is built in), a folder, a file *.safetensors beside its
-config.json, or organisation/name[@revision] on the Hugging Face hub.
+config.json, organisation/name[@revision] on the Hugging Face hub, or a short name of the catalogue
+(tramontane list --catalogue).
 
 Each flag --some-flag can be given as the environment variable TRAMONTANE_SOME_FLAG.
 
@@ -72,7 +74,7 @@ enum Command {
     /// Download a model from the hub, or bring it up to date
     #[cfg(feature = "hub")]
     Pull(pull::Args),
-    /// List the models on this machine: built in, and in the cache of the hub
+    /// List the models on this machine, or the open French models that are known
     #[cfg(feature = "hub")]
     List(list::Args),
     /// Check this machine: instructions, threads, memory, devices, caches

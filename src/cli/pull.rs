@@ -7,7 +7,9 @@ use tramontane::Error;
 use tramontane::error::Result;
 use tramontane::generate::CancelToken;
 use tramontane::hub::{self, HubOptions, Pulled};
+use tramontane_models::catalogue;
 
+use super::catalogue::notices;
 use super::download::DownloadBar;
 use super::generate::print;
 use super::{signals, talk};
@@ -21,7 +23,7 @@ use super::{signals, talk};
 /// HF_HUB_OFFLINE are obeyed.
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// The model: organisation/name[@revision]
+    /// The model: organisation/name[@revision], or a short name of the catalogue (tramontane list --catalogue)
     model: String,
 
     /// A branch, a tag or a commit [default: main]
@@ -50,6 +52,12 @@ pub(super) fn run(args: Args) -> Result<ExitCode> {
     let mut options = HubOptions::from_env();
     options.offline |= args.offline;
     options.force = args.force;
+    let known = catalogue::by_repository(&repo);
+    if let (Some(entry), false) = (known, args.quiet) {
+        for line in notices(entry, &options.endpoint) {
+            talk::say(&format!("{repo}: {line}"));
+        }
+    }
     let cancel = CancelToken::default();
     signals::cancel_on_interrupt(&cancel);
     let bar = DownloadBar::new(!args.quiet, cancel);
@@ -66,7 +74,7 @@ pub(super) fn run(args: Args) -> Result<ExitCode> {
         ));
     }
     if args.json {
-        print(&format!("{}\n", report(&pulled, size)))?;
+        print(&format!("{}\n", report(&pulled, size, known)))?;
     } else {
         print(&format!("{}\n", pulled.path.display()))?;
     }
@@ -89,7 +97,7 @@ impl Args {
 }
 
 /// The JSON object of a download: its field names are stable.
-fn report(pulled: &Pulled, size: u64) -> serde_json::Value {
+fn report(pulled: &Pulled, size: u64, known: Option<&catalogue::Entry>) -> serde_json::Value {
     let files: Vec<_> = pulled
         .files
         .iter()
@@ -103,5 +111,7 @@ fn report(pulled: &Pulled, size: u64) -> serde_json::Value {
         "files": files,
         "bytes": size,
         "transferred": pulled.transferred,
+        "licence": known.map(|entry| &entry.licence),
+        "limits": known.and_then(|entry| entry.limits.as_ref()),
     })
 }

@@ -43,6 +43,22 @@ pub(super) fn bytes(n: u64) -> String {
     if n < 10.0 { format!("{n:.2} {unit}") } else { format!("{n:.1} {unit}") }
 }
 
+/// Rows of cells as a table whose columns are aligned.
+pub(super) fn columns<const N: usize>(rows: &[[String; N]]) -> String {
+    let mut widths = [0; N];
+    for row in rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = cell.chars().count().max(*width);
+        }
+    }
+    let line = |row: &[String; N]| {
+        let cells: Vec<String> =
+            row.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        format!("{}\n", cells.join("  ").trim_end())
+    };
+    rows.iter().map(line).collect()
+}
+
 /// The line after a generation: speed and time to the first token.
 pub(super) fn speed(s: &Summary) -> String {
     let t = &s.timings;
