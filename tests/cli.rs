@@ -127,6 +127,66 @@ fn the_prompt_may_come_from_stdin_or_a_file() {
     assert_eq!(stdout(&from_file), stdout(&run(&[&args[..], &["Il était une fois"]].concat())));
 }
 
+/// The built-in model with a template that opens a block of reasoning, which this model never closes.
+fn thinking_model() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let brise = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/brise");
+    for name in ["config.json", "generation_config.json", "tokenizer.json", "model.safetensors"] {
+        std::fs::copy(brise.join(name), folder.path().join(name)).unwrap();
+    }
+    let template = "{% for m in messages %}{{ m.content }}{% endfor %}<think>";
+    std::fs::write(folder.path().join("chat_template.jinja"), template).unwrap();
+    folder
+}
+
+#[test]
+fn reasoning_is_shown_hidden_or_shown_alone() {
+    let folder = thinking_model();
+    let model = folder.path().to_str().unwrap();
+    let args = ["Bonjour", "-m", model, "--temp", "0", "-n", "6", "-q", "--ignore-eos"];
+    let answer =
+        |more: &[&str]| stdout(&run(&[&["generate"], &args[..], &["--chat"], more].concat()));
+    let json = |more: &[&str]| -> Value {
+        serde_json::from_str(&answer(&[&["--json"], more].concat())).unwrap()
+    };
+    let shown = json(&[]);
+    let thought = shown["reasoning"].as_str().unwrap();
+    assert!(thought.len() > 3 && shown["text"] == "", "{shown}");
+    let hidden = json(&["--reasoning", "hide"]);
+    assert!(hidden["reasoning"].is_null() && hidden["text"] == "", "{hidden}");
+    let only = json(&["--reasoning", "only"]);
+    assert!(only["reasoning"] == thought && only["text"].is_null(), "{only}");
+
+    assert_eq!(answer(&[]), format!("<think>\n{thought}\n</think>\n\n\n"));
+    assert_eq!(answer(&["--reasoning", "hide"]), "\n");
+    assert_eq!(answer(&["--reasoning", "only"]), format!("{thought}\n"));
+    let chat = run_with_stdin(
+        &["chat", "-m", model, "--temp", "0", "-n", "6", "-q", "--reasoning", "only"],
+        "Bonjour\n",
+    );
+    assert!(chat.status.success(), "{}", stderr(&chat));
+    assert!(!stdout(&chat).contains("think>") && stdout(&chat).len() > 4, "{}", stdout(&chat));
+}
+
+#[test]
+fn the_catalogue_is_listed_and_filtered() {
+    let list = |args: &[&str]| stdout(&run(&[&["list", "--catalogue"], args].concat()));
+    assert!(list(&[]).lines().count() > 90);
+    let french: Value =
+        serde_json::from_str(&list(&["--family", "olmo2", "--language", "fr", "--json"])).unwrap();
+    for model in french.as_array().unwrap() {
+        assert_eq!(model["family"], "Olmo2ForCausalLM");
+        assert!(
+            model["memory"]["q4"]["bytes"].as_u64() < model["memory"]["bf16"]["bytes"].as_u64()
+        );
+    }
+    assert_eq!(run(&["list", "--family", "olmo2"]).status.code(), Some(64));
+    let error = stderr(&run(&["generate", "x", "-m", "lucie-70b"]));
+    assert!(error.contains("lucie-7b-base"), "{error}");
+    let error = stderr(&run(&["generate", "x", "-m", "lucie-7b"]));
+    assert!(error.contains("OpenLLM-France/Lucie-7B-Instruct-v1.1"), "{error}");
+}
+
 #[test]
 fn environment_variables_stand_for_flags() {
     let output = tramontane(&["generate", "Bonjour", "--json"])

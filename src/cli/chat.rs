@@ -14,6 +14,7 @@ use tramontane::{Error, ErrorKind, Model};
 
 use super::args::{ModelArgs, SamplingArgs};
 use super::generate::{print, stream};
+use super::reasoning::{Printer, Reasoning};
 use super::{signals, talk};
 
 /// Hold a conversation
@@ -25,6 +26,10 @@ pub(super) struct Args {
     /// A system message
     #[arg(long, value_name = "TEXT", env = "TRAMONTANE_SYSTEM")]
     system: Option<String>,
+
+    /// What is shown of reasoning before an answer
+    #[arg(long, value_enum, env = "TRAMONTANE_REASONING", default_value = "show")]
+    reasoning: Reasoning,
 
     #[command(flatten)]
     model: ModelArgs,
@@ -41,6 +46,7 @@ struct Chat {
     system: Option<String>,
     messages: Vec<Message>,
     sampling: Sampling,
+    reasoning: Reasoning,
     last: Option<Summary>,
     quiet: bool,
     cancel: CancelToken,
@@ -62,6 +68,7 @@ pub(super) fn run(args: Args) -> Result<ExitCode> {
         system,
         messages: Vec::new(),
         sampling,
+        reasoning: args.reasoning,
         last: None,
         quiet,
         cancel,
@@ -167,10 +174,14 @@ impl Chat {
         let session = self.session.take().unwrap_or_else(new_session);
         self.cancel.reset();
         let mut generator = session.chat(&request, &self.sampling)?;
-        let (answer, summary) = stream(&mut generator, true)?;
+        let prompt = self.model.chat_template().map(|chat| chat.render(&request)).transpose()?;
+        let mut printer =
+            Printer::plain(true).splitting(&prompt.unwrap_or_default(), self.reasoning);
+        let summary = stream(&mut generator, &self.model, &mut printer)?;
         print("\n")?;
         self.session = Some(generator.into_session());
-        self.messages.extend([new, Message::assistant(answer.trim_end())]);
+        // Reasoning is not part of the conversation: models are trained without that of earlier turns.
+        self.messages.extend([new, Message::assistant(printer.into_answer().trim_end())]);
         if !self.quiet {
             talk::say(&talk::speed(&summary));
         }

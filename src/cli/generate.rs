@@ -12,6 +12,7 @@ use tramontane::sample::Sampling;
 use tramontane::{Error, ErrorKind, Model};
 
 use super::args::{IdsArgs, ModelArgs, SamplingArgs};
+use super::reasoning::{Printer, Reasoning};
 use super::{signals, stdout_error, talk};
 
 /// Tokens that are generated where `-n` does not say.
@@ -50,6 +51,10 @@ pub(super) struct Args {
     #[arg(long, env = "TRAMONTANE_NO_DISPLAY_PROMPT")]
     no_display_prompt: bool,
 
+    /// What is shown of reasoning before an answer [default: show, where a chat template is used]
+    #[arg(long, value_enum, env = "TRAMONTANE_REASONING")]
+    reasoning: Option<Reasoning>,
+
     /// Print one JSON object instead of text
     #[arg(long, env = "TRAMONTANE_JSON")]
     json: bool,
@@ -81,10 +86,10 @@ pub(super) fn run(args: Args) -> Result<ExitCode> {
     if let (Prompt::Text(text), true) = (&prompt, display) {
         print(text)?;
     }
-    let (text, summary) = stream(&mut generator, !args.json)?;
+    let mut printer = args.printer(&model, &prompt)?;
+    let summary = stream(&mut generator, &model, &mut printer)?;
     if args.json {
-        let has_text = model.tokenizer().is_some();
-        print(&format!("{}\n", report(&model, has_text.then_some(text), &summary)))?;
+        print(&format!("{}\n", report(&model, &printer, &summary)))?;
     } else {
         print("\n")?;
     }
@@ -102,6 +107,20 @@ pub(super) fn run(args: Args) -> Result<ExitCode> {
 }
 
 impl Args {
+    /// Prints the output: as it is after plain text, unless reasoning is asked for.
+    fn printer(&self, model: &Model, prompt: &Prompt) -> Result<Printer> {
+        let printer = Printer::plain(!self.json);
+        Ok(match (prompt, self.reasoning) {
+            (Prompt::Chat(request), wanted) => {
+                let prompt = model.chat_template().map(|chat| chat.render(request)).transpose()?;
+                let wanted = wanted.unwrap_or(Reasoning::Show);
+                printer.splitting(&prompt.unwrap_or_default(), wanted)
+            }
+            (Prompt::Ids(_) | Prompt::Text(_), Some(wanted)) => printer.splitting("", wanted),
+            (Prompt::Ids(_) | Prompt::Text(_), None) => printer,
+        })
+    }
+
     fn prompt(&self) -> Result<Prompt> {
         if let Some(ids) = self.ids.read()? {
             return Ok(Prompt::Ids(ids));
@@ -143,17 +162,18 @@ fn start(model: &Model, prompt: &Prompt, sampling: &Sampling) -> Result<Generato
     }
 }
 
-/// Runs the generation to its end; prints the pieces as they come if `show`.
-pub(super) fn stream(generator: &mut Generator, show: bool) -> Result<(String, Summary)> {
-    let mut text = String::new();
+/// Runs the generation to its end; the pieces go to `printer` as they come.
+pub(super) fn stream(
+    generator: &mut Generator,
+    model: &Model,
+    printer: &mut Printer,
+) -> Result<Summary> {
     for piece in generator {
         let piece = piece?;
-        if show && !piece.text.is_empty() {
-            print(&piece.text)?;
-        }
-        text += &piece.text;
+        printer.push(&piece.text, piece.id, model.tokenizer())?;
         if let Some(summary) = piece.summary {
-            return Ok((text, summary));
+            printer.finish()?;
+            return Ok(summary);
         }
     }
     Err(Error::new(ErrorKind::Io, "the generation ended without a summary"))
@@ -166,10 +186,11 @@ pub(super) fn print(text: &str) -> Result<()> {
 }
 
 /// The JSON object of a generation: its field names are stable.
-fn report(model: &Model, text: Option<String>, s: &Summary) -> serde_json::Value {
+fn report(model: &Model, printer: &Printer, s: &Summary) -> serde_json::Value {
     let i = model.info();
     json!({
-        "text": text,
+        "text": printer.answer().filter(|_| model.tokenizer().is_some()),
+        "reasoning": printer.reasoning(),
         "token_ids": s.token_ids,
         "finish_reason": s.finish_reason,
         "usage": s.usage,

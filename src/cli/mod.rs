@@ -17,6 +17,7 @@ mod list;
 mod logits;
 #[cfg(feature = "hub")]
 mod pull;
+mod reasoning;
 mod signals;
 mod talk;
 mod template;
