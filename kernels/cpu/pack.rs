@@ -171,7 +171,7 @@ fn pack_q8(columns: &[[f32; PANEL]], out: &mut [u8]) {
             {
                 for (row, out) in out.as_chunks_mut::<4>().0.iter_mut().enumerate() {
                     let value = |place: usize| columns[Q8_ORDER[place]][row] * inverses[row];
-                    *out = std::array::from_fn(|place| value(place).round_ties_even() as i8 as u8);
+                    *out = std::array::from_fn(|place| to_i8(value(place)) as u8);
                 }
             }
         }
@@ -193,6 +193,16 @@ fn q8_units(columns: &[[f32; PANEL]; Q8_COLUMNS]) -> [f16; PANEL] {
             if unit.to_f32() * 127.5 < top { f16::from_bits(unit.to_bits() + 1) } else { unit };
         if top.is_finite() { unit } else { f16::NAN }
     })
+}
+
+/// Rounds numbers of magnitude 128 at most to the nearest, ties to even; 0 for NaN.
+///
+/// `f32::round_ties_even` would be a call of a library function where the target's baseline has no such instruction.
+#[inline(always)]
+fn to_i8(x: f32) -> i8 {
+    // Adding and taking away 1.5 * 2^23 leaves no fraction bits.
+    const SHIFT: f32 = 12_582_912.0;
+    ((x + SHIFT) - SHIFT) as i8
 }
 
 /// The larger of two numbers; NaN where one is.
@@ -251,7 +261,7 @@ fn q4_row_units(scales: &[[f32; PANEL]]) -> [f32; PANEL] {
 
 /// Group scales in units of their rows.
 fn round_scales(scales: &[f32; PANEL], units: &[f32; PANEL]) -> [i8; PANEL] {
-    std::array::from_fn(|row| (scales[row] / units[row]).round_ties_even() as i8)
+    std::array::from_fn(|row| to_i8(scales[row] / units[row]))
 }
 
 /// Writes the nearest codes of 16 columns.
@@ -290,7 +300,7 @@ fn nearest_codes() -> [i8; 64] {
 }
 
 /// Factors between the extreme value of a group and the end of the codes that are tried, for either sign.
-const TRIES: [f32; 9] = [0.80, 0.86, 0.92, 0.98, 1.04, 1.10, 1.16, 1.22, 1.28];
+const TRIES: [f32; 6] = [0.82, 0.91, 1.0, 1.09, 1.18, 1.27];
 
 /// For each row, the scale with the least square error over a group.
 ///
@@ -329,12 +339,16 @@ fn best_scales_of_eight<S: Simd>(s: S, w: &[S::F; Q4_COLUMNS], nearest: &[i8; 64
         for factor in TRIES {
             // A lane of zeros gets a reciprocal of zero, and with it only zeros.
             let inverse = s.if_less(zero, top, s.div(s.splat(end * factor), extreme), zero);
-            let (mut dot, mut square) = (zero, zero);
-            for &w in w {
-                let code = s.nearest(s.mul(w, inverse), nearest);
-                dot = s.mul_add(w, code, dot);
-                square = s.mul_add(code, code, square);
+            // Two sums each, so that neighbours need not wait for each other.
+            let (mut dots, mut squares) = ([zero; 2], [zero; 2]);
+            for pair in w.as_chunks::<2>().0 {
+                for (i, &w) in pair.iter().enumerate() {
+                    let code = s.nearest(s.mul(w, inverse), nearest);
+                    dots[i] = s.mul_add(w, code, dots[i]);
+                    squares[i] = s.mul_add(code, code, squares[i]);
+                }
             }
+            let (dot, square) = (s.add(dots[0], dots[1]), s.add(squares[0], squares[1]));
             // With scale dot / square, the square error falls by dot² / square.
             let scale = s.if_less(zero, square, s.div(dot, square), zero);
             let gain = s.mul(dot, scale);
