@@ -7,7 +7,7 @@
 //! 1. [`hub`] finds a model by name: built in, a folder, the cache, a download; [`files`] reads its small files.
 //! 2. [`checkpoint`] maps the weights; [`tramontane_models`] describes the architecture as data.
 //! 3. [`model`] puts them together: [`nn`] is the graph, written once over the operations of [`ops`], which each
-//!    device implements; the CPU's arithmetic is in [`tramontane_kernels`].
+//!    device implements; the arithmetic is in [`tramontane_kernels`].
 //!    [`memory`] tells beforehand what it needs.
 //! 4. [`tokenizer`] turns text into ids and back, [`chat`] a conversation into a prompt.
 //! 5. [`mod@generate`] runs prefill and decode over a [`cache`], and [`sample`] chooses each id.
@@ -38,6 +38,7 @@
 pub mod cache;
 pub mod chat;
 pub mod checkpoint;
+mod device;
 pub mod error;
 pub mod eval;
 pub mod files;
@@ -53,6 +54,7 @@ pub mod sample;
 pub mod tokenizer;
 
 pub use cache::KvCache;
+pub use device::{DeviceChoice, Placement};
 pub use error::{Error, ErrorKind, Result};
 pub use generate::{CancelToken, Generator, Piece, Session};
 pub use model::{LoadOptions, LoadProgress, Model, ModelInfo};

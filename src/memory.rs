@@ -50,30 +50,46 @@ impl Estimate {
         self.weights + self.cache + self.buffers
     }
 
-    /// Refuses a model that needs more than this machine has left.
+    /// Refuses a model that needs more than this machine has left; `others` are the needs in other formats, for advice.
     ///
     /// # Errors
     ///
     /// If the sum is more than 95 % of [`available`].
-    pub fn check(&self) -> Result<()> {
-        let Some(have) = available() else { return Ok(()) };
-        let need = self.total();
-        if need <= have / 100 * 95 {
+    pub fn check(&self, others: &[(Format, Self)]) -> Result<()> {
+        available().map_or(Ok(()), |have| self.check_room("this machine", have, others))
+    }
+
+    /// Refuses a model that needs more than a device has left: `have` bytes.
+    ///
+    /// # Errors
+    ///
+    /// If the sum is more than 95 % of `have`; the error names the first of `others` that would fit.
+    pub fn check_room(&self, device: &str, have: u64, others: &[(Format, Self)]) -> Result<()> {
+        if self.fits(have) {
             return Ok(());
         }
         let gb = |bytes: u64| bytes as f64 / 1e9;
-        Err(Error::new(
-            ErrorKind::NoMemory,
-            format!(
-                "the model needs {:.2} GB (weights {:.2}, cache {:.2}, buffers {:.2}), but {:.2} GB are free",
-                gb(need),
-                gb(self.weights),
-                gb(self.cache),
-                gb(self.buffers),
-                gb(have)
-            ),
-        )
-        .hint("a smaller context (--ctx-size), format (--format) or model"))
+        let what = format!(
+            "the model needs {:.2} GB (weights {:.2}, cache {:.2}, buffers {:.2}), but {:.2} GB are free on {device}",
+            gb(self.total()),
+            gb(self.weights),
+            gb(self.cache),
+            gb(self.buffers),
+            gb(have)
+        );
+        let hint = match others.iter().find(|(_, other)| other.fits(have)) {
+            Some((format, other)) => {
+                format!("--format {format}, which needs {:.2} GB", gb(other.total()))
+            }
+            None => "a smaller context (--ctx-size), format (--format) or model".to_owned(),
+        };
+        Err(Error::new(ErrorKind::NoMemory, what).hint(hint))
+    }
+
+    /// Whether this fits `have` bytes: at most 95 % of them.
+    #[must_use]
+    pub fn fits(&self, have: u64) -> bool {
+        self.total() <= have / 100 * 95
     }
 }
 
@@ -208,12 +224,30 @@ mod tests {
     }
 
     #[test]
+    fn the_first_format_that_fits_is_named() {
+        let needs = |weights| Estimate { weights, cache: 0, buffers: 0 };
+        let others = [
+            (Format::F16, needs(5_000_000_000)),
+            (Format::Q8, needs(3_000_000_000)),
+            (Format::Q4, needs(2_000_000_000)),
+        ];
+        let error = needs(9_000_000_000).check_room("cuda:0", 4_000_000_000, &others).unwrap_err();
+        let text = error.to_string();
+        assert!(
+            text.contains("needs 9.00 GB") && text.contains("4.00 GB are free on cuda:0"),
+            "{text}"
+        );
+        assert!(text.contains("--format q8, which needs 3.00 GB"), "{text}");
+        assert!(needs(3_000_000_000).check_room("cuda:0", 4_000_000_000, &[]).is_ok());
+    }
+
+    #[test]
     fn what_cannot_fit_is_refused_with_both_numbers() {
         let e = Estimate { weights: 1 << 60, cache: 0, buffers: 0 };
         if available().is_some() {
-            let error = e.check().unwrap_err();
+            let error = e.check(&[]).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::NoMemory);
-            assert!(error.to_string().contains("GB are free"), "{error}");
+            assert!(error.to_string().contains("GB are free on this machine"), "{error}");
         }
     }
 }

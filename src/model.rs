@@ -15,16 +15,17 @@ use tramontane_models::spec::{Rope, RopeScaling};
 
 use crate::cache::{KvCache, Runtime};
 use crate::chat::ChatTemplate;
+use crate::device::{self, DeviceChoice, Notes};
 use crate::error::{Error, Result};
 use crate::files::ModelFiles;
 use crate::generate::Session;
 use crate::hub::{self, HubOptions, ModelRef};
 use crate::memory;
-use crate::nn::graph::{Graph, Rows};
-use crate::ops::{Cpu, Format, KvFormat};
+use crate::nn::graph::Rows;
+use crate::ops::{Format, KvFormat};
 use crate::sample::GenerationDefaults;
 use crate::tokenizer::Tokenizer;
-use plan::DEFAULT_CONTEXT;
+pub(crate) use plan::DEFAULT_CONTEXT;
 
 pub use plan::Plan;
 
@@ -35,6 +36,8 @@ pub struct LoadOptions {
     pub format: Format,
     /// Format of the key/value cache.
     pub kv: KvFormat,
+    /// The device that computes; by default a GPU where one can be had, else the CPU.
+    pub device: DeviceChoice,
     /// Threads that compute; `None` for the physical cores that this process may use.
     pub threads: Option<usize>,
     /// Longest sequence in tokens; `None` for what the model was made for.
@@ -71,6 +74,8 @@ pub struct ModelInfo {
     pub kv: String,
     /// The device that computes.
     pub device: String,
+    /// Why the CPU computes, where [`DeviceChoice::Auto`] left the choice and might have taken a GPU.
+    pub device_reason: Option<String>,
     /// Threads that compute.
     pub threads: usize,
     /// Longest sequence in tokens.
@@ -112,6 +117,7 @@ struct Inner {
     kv: KvFormat,
     info: ModelInfo,
     warnings: Vec<String>,
+    notes: Notes,
     load_time: Duration,
 }
 
@@ -151,12 +157,14 @@ impl Model {
         if options.strict {
             plan.check_strictly()?;
         }
-        let device = Cpu::new(options.threads)?;
         let (format, kv) = (plan.format(options.format), plan.kv(options.kv, options.format));
         let context = options.context.unwrap_or_else(|| plan.context());
-        // Without an explicit context, room for a usual conversation is enough: the cache grows as it is used.
-        let planned = options.context.unwrap_or(context.min(DEFAULT_CONTEXT));
-        plan.estimate(options.format, kv, planned).check()?;
+        let mut progress = |done, total| {
+            if let Some(progress) = &options.progress {
+                progress.loaded(done, total);
+            }
+        };
+        let opened = device::open(&device::Request::new(&plan, options), &mut progress)?;
         let Plan { name, checkpoint, architecture, tokenizer, chat, defaults, eos, warnings } =
             plan;
         let info = ModelInfo {
@@ -165,21 +173,16 @@ impl Model {
             parameters: architecture.n_parameters(),
             format: format.to_string(),
             kv: kv.to_string(),
-            device: device.name(),
-            threads: device.threads(),
+            device: opened.device,
+            device_reason: opened.reason,
+            threads: opened.threads,
             context,
             weight_bytes: checkpoint.total_bytes(),
             weight_bytes_per_token: memory::weight_bytes_per_token(&architecture, format),
         };
-        let mut progress = |done, total| {
-            if let Some(progress) = &options.progress {
-                progress.loaded(done, total);
-            }
-        };
-        let graph =
-            Graph::load(device, architecture.clone(), &checkpoint, options.format, &mut progress)?;
         let inner = Inner {
-            runtime: Box::new(graph),
+            runtime: opened.runtime,
+            notes: opened.notes,
             architecture,
             tokenizer,
             chat,
@@ -318,6 +321,13 @@ impl Model {
     #[must_use]
     pub fn warnings(&self) -> &[String] {
         &self.inner.warnings
+    }
+
+    /// What happened about devices since the last call: why the CPU computes although there is an NVIDIA driver, or
+    /// took over in the midst of a text.
+    #[must_use]
+    pub fn take_notes(&self) -> Vec<String> {
+        self.inner.notes.take()
     }
 
     /// How long loading took.

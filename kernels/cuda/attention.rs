@@ -15,6 +15,21 @@ const PREFILL_DIMS: [usize; 5] = [64, 80, 96, 128, 256];
 /// Fewest queries for which the tensor-core kernel is worth its half-empty tiles.
 const MIN_PREFILL: usize = 9;
 
+/// Most dynamic shared memory that a launch of `kernel` asks for, where that is more than every kernel may have; else 0.
+#[must_use]
+pub fn max_shared(kernel: &str) -> u32 {
+    let dim = kernel
+        .strip_prefix("attend_prefill_")
+        .and_then(|rest| rest.rsplit('_').next()?.parse().ok());
+    dim.map_or(0, prefill_shared)
+}
+
+/// Two tiles of keys and two of values, their rows 16 bytes longer than a head.
+fn prefill_shared(head_dim: usize) -> u32 {
+    let tile = if head_dim > 128 { 32 } else { 64 };
+    4 * tile * (2 * head_dim as u32 + 16)
+}
+
 /// Bytes of a page: keys `[n_kv_heads, PAGE, head_dim]`, then values.
 #[must_use]
 pub fn page_bytes(element: Element, n_kv_heads: usize, head_dim: usize) -> usize {
@@ -169,8 +184,7 @@ fn prefill(a: &AttendArgs) -> Launch {
         (_, _) => ["attend_prefill_f16_256", "attend_prefill_bf16_256"],
     };
     let kernel = a.element.pick("", kernels[0], kernels[1]);
-    let tile = if a.head_dim > 128 { 32 } else { 64 };
-    let shared = 4 * tile * (2 * a.head_dim as u32 + 16);
+    let shared = prefill_shared(a.head_dim);
     Launch {
         kernel,
         grid: [(a.n as u32).div_ceil(64), a.n_heads as u32, 1],

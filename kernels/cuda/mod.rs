@@ -7,7 +7,7 @@ mod attention;
 mod launch;
 mod matmul;
 
-pub use attention::{AttendArgs, CHUNK, PAGE, attend, page_bytes, partial_len, store};
+pub use attention::{AttendArgs, CHUNK, PAGE, attend, max_shared, page_bytes, partial_len, store};
 pub use launch::{Args, Launch};
 pub use matmul::{MAX_GEMV, Matmul, matmul, round, rounded_bytes};
 

@@ -8,7 +8,7 @@ use tramontane::error::Result;
 use tramontane::hub::HubOptions;
 use tramontane::model::Plan;
 use tramontane::sample::Sampling;
-use tramontane::{Error, Format, KvFormat, LoadOptions, Model};
+use tramontane::{DeviceChoice, Error, Format, KvFormat, LoadOptions, Model, Placement};
 
 use super::talk::{self, LoadBar};
 
@@ -35,9 +35,14 @@ pub(super) struct ModelArgs {
     #[arg(long, env = "TRAMONTANE_KV", value_enum, default_value = "auto")]
     pub(super) kv: KvArg,
 
-    /// Device that computes
-    #[arg(long, env = "TRAMONTANE_DEVICE", value_name = "auto|cpu", default_value = "auto", value_parser = ["auto", "cpu"])]
-    pub(super) device: String,
+    /// Device that computes: auto takes an NVIDIA GPU that has room for the model, else the CPU
+    #[arg(
+        long,
+        env = "TRAMONTANE_DEVICE",
+        value_name = "auto|cpu|cuda[:N]",
+        default_value = "auto"
+    )]
+    pub(super) device: DeviceChoice,
 
     /// Take warnings about the model's files as errors
     #[arg(long, env = "TRAMONTANE_STRICT")]
@@ -109,12 +114,18 @@ impl ModelArgs {
         }
     }
 
+    /// Where the model that `plan` describes would run.
+    pub(super) fn placement(&self, plan: &Plan) -> Result<Placement> {
+        plan.placement(&self.options(&Arc::new(LoadBar::new(false))))
+    }
+
     fn options(&self, bar: &Arc<LoadBar>) -> LoadOptions {
         let mut hub = HubOptions::from_env();
         hub.offline |= self.offline;
         LoadOptions {
             format: self.format(),
             kv: self.kv(),
+            device: self.device,
             threads: self.threads.map(usize::from),
             context: self.ctx_size.map(|n| n as usize),
             strict: self.strict,
@@ -145,6 +156,7 @@ impl ModelArgs {
             for warning in model.warnings() {
                 talk::say(&format!("warning: {warning}"));
             }
+            talk::say_notes(&model);
         }
         if self.verbose {
             let i = model.info();
@@ -160,6 +172,9 @@ impl ModelArgs {
                 i.context,
                 model.load_time().as_secs_f64()
             ));
+            if let Some(reason) = &i.device_reason {
+                talk::say(&format!("not on a GPU: {reason}"));
+            }
         }
         Ok(model)
     }

@@ -15,7 +15,7 @@ use std::process::ExitCode;
 
 use clap::ValueEnum;
 use tramontane::error::Result;
-use tramontane::{Error, ErrorKind};
+use tramontane::{DeviceChoice, Error, ErrorKind};
 
 use super::args::{FormatArg, KvArg, ModelArgs};
 use super::generate::print;
@@ -82,6 +82,15 @@ pub(super) struct Args {
     #[arg(long, value_enum, value_delimiter = ',', default_value = "auto")]
     kv: Vec<KvArg>,
 
+    /// Device that computes: auto takes an NVIDIA GPU that has room for the model, else the CPU
+    #[arg(
+        long,
+        env = "TRAMONTANE_DEVICE",
+        value_name = "auto|cpu|cuda[:N]",
+        default_value = "auto"
+    )]
+    device: DeviceChoice,
+
     /// Form of the report on stdout
     #[arg(short, long, value_enum, default_value = "md")]
     output: Form,
@@ -135,7 +144,7 @@ pub(super) fn run(args: Args) -> Result<ExitCode> {
     let mut records = Vec::new();
     for (format, kv, threads) in args.settings() {
         let model = args.model_args(format, kv, threads).load()?;
-        let machine = machine::Machine::measure(model.info().threads);
+        let machine = machine::Machine::measure(model.info())?;
         let progress = talk::CountBar::new(
             !args.quiet,
             (tests.len() as u64) * u64::from(args.repetitions + 1),
@@ -144,6 +153,9 @@ pub(super) fn run(args: Args) -> Result<ExitCode> {
             records.push(run::measure(&model, *test, args.repetitions, &machine, &progress)?);
         }
         progress.done();
+        if !args.quiet {
+            talk::say_notes(&model);
+        }
     }
     print(&output::text(args.output, &records, earlier.as_deref()))?;
     if let Some(path) = &args.plot {
@@ -195,7 +207,7 @@ impl Args {
             ctx_size: None,
             format,
             kv,
-            device: "auto".to_owned(),
+            device: self.device,
             strict: false,
             offline: self.offline,
             verbose: false,

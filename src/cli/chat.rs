@@ -183,6 +183,7 @@ impl Chat {
         // Reasoning is not part of the conversation: models are trained without that of earlier turns.
         self.messages.extend([new, Message::assistant(printer.into_answer().trim_end())]);
         if !self.quiet {
+            talk::say_notes(&self.model);
             talk::say(&talk::speed(&summary));
         }
         self.last = Some(summary);

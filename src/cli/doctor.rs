@@ -31,6 +31,7 @@ pub(super) fn run(args: Args) -> Result<ExitCode> {
         "memory_gb": gb(memory::total()),
         "free_gb": gb(memory::available()),
         "self_test": self_test()?,
+        "cuda": cuda(),
     });
     if args.json {
         print(&format!("{report}\n"))?;
@@ -40,6 +41,48 @@ pub(super) fn run(args: Args) -> Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The NVIDIA driver, its devices, and whether each computes what the CPU computes.
+#[cfg(feature = "cuda")]
+fn cuda() -> Value {
+    use tramontane::KvFormat;
+    use tramontane::ops::{Cuda, Format, cuda};
+    let reason = |e: tramontane::Error| e.to_string().lines().next().unwrap_or_default().to_owned();
+    let (version, devices) = match cuda::devices() {
+        Ok(found) => found,
+        Err(e) => return Value::String(reason(e)),
+    };
+    let test = |number| -> Result<()> {
+        let device = Cuda::new(Some(number))?;
+        for (format, kv) in [
+            (Format::F32, KvFormat::F32),
+            (Format::F16, KvFormat::F16),
+            (Format::Bf16, KvFormat::F16),
+        ] {
+            device.self_test(format, kv, cuda::HeadShape { head_dim: 128, group: 4 })?;
+        }
+        Ok(())
+    };
+    let describe = |d: &cuda::DeviceInfo| {
+        let passed = test(d.number).map_or_else(reason, |()| "passed".to_owned());
+        format!(
+            "cuda:{} {} (compute {}.{}, {:.1} GB): self-test {passed}",
+            d.number,
+            d.name,
+            d.capability / 10,
+            d.capability % 10,
+            d.memory as f64 / 1e9
+        )
+    };
+    let mut lines = vec![format!("driver {}.{}", version / 1000, version % 1000 / 10)];
+    lines.extend(devices.iter().map(describe));
+    json!(lines)
+}
+
+#[cfg(not(feature = "cuda"))]
+fn cuda() -> Value {
+    Value::String("built without the feature `cuda`".to_owned())
 }
 
 /// Runs the built-in model for a few tokens: the whole way from text to text works on this machine.

@@ -62,6 +62,9 @@ pub(super) fn run(args: Args) -> Result<ExitCode> {
         }
     };
     bar.done();
+    if !args.model.quiet {
+        talk::say_notes(&model);
+    }
     let info = model.info();
     if args.json {
         let report = json!({

@@ -94,6 +94,7 @@ pub(super) fn run(args: Args) -> Result<ExitCode> {
         print("\n")?;
     }
     if !args.model.quiet {
+        talk::say_notes(&model);
         talk::say(&talk::speed(&summary));
     }
     match (summary.error, summary.finish_reason) {

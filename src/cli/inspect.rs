@@ -11,9 +11,8 @@ use tramontane::checkpoint::Layout;
 use tramontane::error::{Result, printable};
 use tramontane::memory::{self, Estimate};
 use tramontane::model::Plan;
-use tramontane::ops::Cpu;
 use tramontane::tokenizer::Kind;
-use tramontane::{Format, KvFormat};
+use tramontane::{Format, KvFormat, Placement};
 use tramontane_models::catalogue::Entry;
 
 use super::args::ModelArgs;
@@ -43,8 +42,8 @@ pub(super) struct Args {
 
 pub(super) fn run(args: Args) -> Result<ExitCode> {
     let plan = args.model.plan()?;
-    let device = Cpu::new(args.model.threads.map(usize::from))?;
-    let report = Report::new(&plan, &args.model, &device);
+    let placement = args.model.placement(&plan)?;
+    let report = Report::new(&plan, &args.model, placement);
     if args.json {
         let mut value = serde_json::to_value(&report).unwrap_or_default();
         if args.tensors {
@@ -142,9 +141,9 @@ struct Need {
 }
 
 impl Report {
-    fn new(plan: &Plan, args: &ModelArgs, device: &Cpu) -> Self {
+    fn new(plan: &Plan, args: &ModelArgs, placement: Placement) -> Self {
         let (a, checkpoint) = (&plan.architecture, &plan.checkpoint);
-        let free_bytes = memory::available();
+        let free_bytes = placement.free;
         let mut stored: BTreeMap<String, Stored> = BTreeMap::new();
         for tensor in checkpoint.tensors() {
             let of_type = stored.entry(format!("{:?}", tensor.dtype)).or_default();
@@ -177,8 +176,8 @@ impl Report {
             end_tokens: plan.eos.iter().copied().collect(),
             warnings: plan.warnings.clone(),
             run: Run {
-                device: device.name(),
-                threads: device.threads(),
+                device: placement.device,
+                threads: placement.threads,
                 format: format.to_string(),
                 kv: kv.to_string(),
                 weight_bytes_per_token: memory::weight_bytes_per_token(a, format),
@@ -225,9 +224,13 @@ impl Report {
         lines.push((
             "would run",
             format!(
-                "on {} with {} threads, weights in {}, cache in {}, {} read per token",
+                "on {}{}, weights in {}, cache in {}, {} read per token",
                 run.device,
-                run.threads,
+                if run.device.starts_with("cuda") {
+                    String::new()
+                } else {
+                    format!(" with {} threads", run.threads)
+                },
                 run.format,
                 run.kv,
                 talk::bytes(run.weight_bytes_per_token)
@@ -314,7 +317,7 @@ fn needs(plan: &Plan, args: &ModelArgs, free: Option<u64>) -> Vec<Need> {
                 context: *context,
                 estimate,
                 total: estimate.total(),
-                fits: free.map(|_| estimate.check().is_ok()),
+                fits: free.map(|free| estimate.fits(free)),
             });
         }
     }

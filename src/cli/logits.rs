@@ -40,6 +40,7 @@ pub(super) fn run(args: Args) -> Result<ExitCode> {
         .map_err(|e| Error::new(ErrorKind::Io, e.to_string()).at(args.output.display()))?;
     std::fs::rename(&partial, &args.output).map_err(|e| Error::io(&args.output, e))?;
     if !args.model.quiet {
+        talk::say_notes(&model);
         talk::say(&format!("logits of {} tokens written to {}", ids.len(), args.output.display()));
     }
     Ok(ExitCode::SUCCESS)

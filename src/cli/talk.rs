@@ -7,13 +7,20 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use tramontane::generate::{CancelToken, Summary};
-use tramontane::{LoadProgress, hub};
+use tramontane::{LoadProgress, Model, hub};
 
 use super::download::DownloadBar;
 
 /// Says a line.
 pub(super) fn say(line: &str) {
     eprintln!("{line}");
+}
+
+/// Says what happened about devices since the last time.
+pub(super) fn say_notes(model: &Model) {
+    for note in model.take_notes() {
+        say(&format!("note: {note}"));
+    }
 }
 
 /// Whether stderr is a terminal that may be decorated.

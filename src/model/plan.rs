@@ -8,6 +8,7 @@ use tramontane_models::{Architecture, Config};
 use super::{LoadOptions, Model, default_context};
 use crate::chat::ChatTemplate;
 use crate::checkpoint::{Checkpoint, Layout};
+use crate::device::{self, Placement, Request};
 use crate::error::{Error, Result};
 use crate::files::{MAX_CONFIG, ModelFiles};
 use crate::memory::Estimate;
@@ -18,7 +19,7 @@ use crate::sample::GenerationDefaults;
 use crate::tokenizer::Tokenizer;
 
 /// The sequence length where neither the caller nor the configuration says one.
-pub(super) const DEFAULT_CONTEXT: usize = 4096;
+pub(crate) const DEFAULT_CONTEXT: usize = 4096;
 
 /// Everything that the files of a model say, checked against each other; no weight has been read.
 ///
@@ -131,6 +132,15 @@ impl Plan {
         };
         let stored = self.checkpoint.tensors().map(in_memory).sum();
         Estimate::new(&self.architecture, stored, format, self.kv(kv, format), context)
+    }
+
+    /// Where the model would run with `options`: no weight is read, but a GPU is opened.
+    ///
+    /// # Errors
+    ///
+    /// If `options` name a device that cannot be had, or that cannot take the model.
+    pub fn placement(&self, options: &LoadOptions) -> Result<Placement> {
+        device::place(&Request::new(self, options))
     }
 
     /// Refuses what seems odd.

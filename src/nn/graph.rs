@@ -388,7 +388,11 @@ impl<D: Ops> Graph<D> {
 }
 
 /// Refuses a model with a mixer that the device cannot compute.
-fn check_mixers<D: Ops>(device: &D, architecture: &Architecture) -> Result<()> {
+///
+/// # Errors
+///
+/// If there is one; it is named.
+pub(crate) fn check_mixers<D: Ops>(device: &D, architecture: &Architecture) -> Result<()> {
     let mixers = architecture.layers.iter().filter_map(|layer| layer.mixer.as_ref());
     match mixers.into_iter().find(|mixer| !device.runs(mixer)) {
         None => Ok(()),

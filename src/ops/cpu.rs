@@ -28,6 +28,8 @@ use crate::ops::{
 pub use kv::CpuKv;
 pub use state::CpuState;
 pub use weight::CpuWeight;
+#[cfg(feature = "cuda")]
+pub(crate) use weight::overflows_f16;
 
 /// Matrices with the same input that are worked through together.
 const MAX_LAYERS: usize = 3;
@@ -417,7 +419,7 @@ fn kernel_mamba(shape: &spec::Mamba) -> mamba::Mamba {
     }
 }
 
-fn kernel_activation(act: Activation) -> element::Activation {
+pub(super) fn kernel_activation(act: Activation) -> element::Activation {
     match act {
         Activation::Silu => element::Activation::Silu,
         Activation::Gelu => element::Activation::Gelu,

@@ -5,6 +5,8 @@
 //! `t · width + i`. Buffers are allocated once per session and used again for every chunk.
 
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 
 use tramontane_models::spec::{self, Activation, Mixer, RopeStyle};
 
@@ -12,6 +14,8 @@ use crate::checkpoint::TensorData;
 use crate::error::{Error, Result};
 
 pub use cpu::{Cpu, CpuKv, CpuState};
+#[cfg(feature = "cuda")]
+pub use cuda::Cuda;
 
 /// How weights are kept in memory.
 #[derive(

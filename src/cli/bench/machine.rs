@@ -3,11 +3,19 @@
 use std::hint::black_box;
 use std::time::Instant;
 
+#[cfg(feature = "cuda")]
+use tramontane::DeviceChoice;
+use tramontane::error::Result;
+use tramontane::{Error, ModelInfo};
+
 /// What bounds and describes a measurement.
 pub(super) struct Machine {
     pub(super) cpu: String,
     pub(super) governor: String,
-    /// Bytes per second that all threads together read.
+    /// The GPU that computes, if one does.
+    pub(super) gpu: Option<String>,
+    /// Bytes per second of the memory that the weights are in: what all threads together read, or what a GPU reads
+    /// and writes when it copies.
     pub(super) bandwidth: f64,
 }
 
@@ -15,21 +23,43 @@ pub(super) struct Machine {
 const BUFFER: usize = 512 << 20;
 
 impl Machine {
-    /// Describes this machine, and reads memory with `threads` threads: the best of five passes.
-    pub(super) fn measure(threads: usize) -> Self {
-        let buffer = vec![1u64; BUFFER / 8];
-        let pass = || {
-            let start = Instant::now();
-            std::thread::scope(|scope| {
-                for part in buffer.chunks(buffer.len().div_ceil(threads)) {
-                    scope.spawn(move || black_box(sum(part)));
-                }
-            });
-            BUFFER as f64 / start.elapsed().as_secs_f64()
-        };
-        let bandwidth = (0..5).map(|_| pass()).fold(0.0, f64::max);
-        Self { cpu: cpu_name(), governor: governor(), bandwidth }
+    /// Describes this machine, and measures the memory of the device that `model` is on.
+    pub(super) fn measure(model: &ModelInfo) -> Result<Self> {
+        let gpu = model.device.starts_with("cuda").then(|| model.device.clone());
+        let bandwidth =
+            if gpu.is_some() { of_gpu(&model.device)? } else { of_threads(model.threads) };
+        Ok(Self { cpu: cpu_name(), governor: governor(), gpu, bandwidth })
     }
+}
+
+/// The bandwidth of the GPU that reports call `device`.
+#[cfg(feature = "cuda")]
+fn of_gpu(device: &str) -> Result<f64> {
+    let name = device.split(' ').next().unwrap_or_default();
+    match name.parse() {
+        Ok(DeviceChoice::Cuda(number)) => tramontane::ops::Cuda::new(number)?.bandwidth(),
+        _ => Err(Error::bad_input(format!("`{device}` is not a GPU"))),
+    }
+}
+
+#[cfg(not(feature = "cuda"))]
+fn of_gpu(device: &str) -> Result<f64> {
+    Err(Error::bad_input(format!("`{device}` is not a GPU")))
+}
+
+/// Reads memory with `threads` threads: the best of five passes.
+fn of_threads(threads: usize) -> f64 {
+    let buffer = vec![1u64; BUFFER / 8];
+    let pass = || {
+        let start = Instant::now();
+        std::thread::scope(|scope| {
+            for part in buffer.chunks(buffer.len().div_ceil(threads)) {
+                scope.spawn(move || black_box(sum(part)));
+            }
+        });
+        BUFFER as f64 / start.elapsed().as_secs_f64()
+    };
+    (0..5).map(|_| pass()).fold(0.0, f64::max)
 }
 
 /// Eight sums at once, so that memory and not the addition is the bound.

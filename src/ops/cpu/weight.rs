@@ -138,12 +138,15 @@ fn check_f16(tensor: &TensorData, dense: &Dense<'_>) -> Result<()> {
         Dense::Bf16(values) => values.iter().map(|x| x.to_f32()).find(overflows),
     };
     match found {
-        Some(x) => {
-            Err(Error::bad_model(format!("`{}` holds {x}, which overflows f16", tensor.name))
-                .hint("--format bf16 or f32"))
-        }
+        Some(x) => Err(overflows_f16(tensor, x)),
         None => Ok(()),
     }
+}
+
+/// The error for a finite value that is infinite in f16.
+pub(crate) fn overflows_f16(tensor: &TensorData, x: f32) -> Error {
+    Error::bad_model(format!("`{}` holds {x}, which overflows f16", tensor.name))
+        .hint("--format bf16 or f32")
 }
 
 #[cfg(test)]

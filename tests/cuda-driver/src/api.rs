@@ -431,7 +431,8 @@ fn error_text(code: CuResult) -> (&'static CStr, &'static CStr) {
 fn allocate(bytes: usize) -> Result<u64, CuResult> {
     let device = device()?;
     let count = MACHINE.allocations.fetch_add(1, Ordering::Relaxed) + 1;
-    if MACHINE.settings.alloc_fails == Some(count) {
+    let settings = &MACHINE.settings;
+    if settings.alloc_fails == Some(count) || settings.alloc_ends.is_some_and(|end| count >= end) {
         return Err(OUT_OF_MEMORY);
     }
     device.alloc(bytes).ok_or(OUT_OF_MEMORY)

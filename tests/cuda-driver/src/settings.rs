@@ -17,6 +17,8 @@ pub struct Settings {
     pub driver: i32,
     /// `alloc_fails=N`: the N-th allocation (from 1) finds no memory.
     pub alloc_fails: Option<usize>,
+    /// `alloc_ends=N`: the N-th allocation and all after it find no memory.
+    pub alloc_ends: Option<usize>,
     /// `launch_fails=N`: the N-th launch (from 1) fails.
     pub launch_fails: Option<usize>,
     /// `skip=KERNEL`: launches of this kernel do nothing, so its results are wrong.
@@ -41,6 +43,7 @@ impl Settings {
             capability: 80,
             driver: 13000,
             alloc_fails: None,
+            alloc_ends: None,
             launch_fails: None,
             skip: None,
             log: None,
@@ -54,6 +57,7 @@ impl Settings {
                 "capability" => s.capability = value.parse().unwrap_or(s.capability),
                 "driver" => s.driver = value.parse().unwrap_or(s.driver),
                 "alloc_fails" => s.alloc_fails = value.parse().ok(),
+                "alloc_ends" => s.alloc_ends = value.parse().ok(),
                 "launch_fails" => s.launch_fails = value.parse().ok(),
                 "skip" => s.skip = Some(value.to_owned()),
                 "log" => s.log = Some(value.into()),

@@ -1,0 +1,248 @@
+//! The operations on an NVIDIA GPU: our own kernels, launched through the driver that is opened at run time.
+//!
+//! Nothing of CUDA is linked: the same binary starts where there is no driver. Activations are f32, weights stay in
+//! their format, the cache is made of pages. One stream does everything in order; the host waits only when it reads.
+
+mod driver;
+mod kv;
+mod operations;
+mod selftest;
+mod weight;
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use tramontane_kernels::cuda as kernels;
+use tramontane_models::Architecture;
+use tramontane_models::spec::Attention;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::nn::graph::check_mixers;
+use crate::ops::{Format, KvFormat, NormWeight};
+
+pub use driver::{DeviceInfo, devices, has_driver};
+use driver::{Gpu, Memory};
+pub use kv::CudaKv;
+pub use weight::CudaWeight;
+
+/// Widest head that the kernels take.
+const MAX_HEAD: usize = 256;
+
+/// Bytes that are copied to measure bandwidth: far more than any cache holds.
+const BANDWIDTH_BYTES: u64 = 1 << 30;
+
+/// An NVIDIA GPU.
+pub struct Cuda {
+    gpu: Arc<Gpu>,
+    scratch: Mutex<Scratch>,
+}
+
+/// Memory that operations use while they run; the stream's order lets the next one have it.
+#[derive(Default)]
+struct Scratch {
+    /// Inputs rounded to the type of the weights.
+    rounded: Option<Memory>,
+    /// Attention over single chunks of the sequence.
+    partial: Option<Memory>,
+    /// Ids, rows and factors from the host.
+    host: [Option<Memory>; 2],
+    /// ALiBi slopes that were seen, and where they are.
+    slopes: Vec<(Vec<f32>, Memory)>,
+}
+
+/// The memory in `slot`, made larger where it has less than `bytes`.
+fn at_least<'a>(gpu: &Arc<Gpu>, slot: &'a mut Option<Memory>, bytes: usize) -> Result<&'a Memory> {
+    match slot.take() {
+        Some(memory) if memory.bytes() >= bytes => Ok(slot.insert(memory)),
+        _ => Ok(slot.insert(gpu.alloc(bytes)?)),
+    }
+}
+
+impl Cuda {
+    /// Opens device `number`, or the first one that the kernels run on.
+    ///
+    /// # Errors
+    ///
+    /// If there is no driver or no such device, or its kernels do not compute what the CPU computes.
+    pub fn new(number: Option<usize>) -> Result<Self> {
+        let (_, devices) = devices()?;
+        let usable = |d: &&DeviceInfo| d.capability >= kernels::MIN_CAPABILITY;
+        let found = match number {
+            Some(n) => devices.get(n),
+            None => devices.iter().find(usable).or(devices.first()),
+        };
+        let Some(info) = found else {
+            let what = match number {
+                Some(n) => {
+                    format!("there is no CUDA device {n}: the driver lists {}", devices.len())
+                }
+                None => "the NVIDIA driver lists no device".to_owned(),
+            };
+            return Err(Error::new(ErrorKind::Device, what));
+        };
+        Ok(Self { gpu: Gpu::open(info.clone())?, scratch: Mutex::default() })
+    }
+
+    /// `cuda:N` and the name of the device.
+    #[must_use]
+    pub fn name(&self) -> String {
+        format!("cuda:{} ({})", self.gpu.info.number, self.gpu.info.name)
+    }
+
+    /// Free memory, bytes.
+    ///
+    /// # Errors
+    ///
+    /// If the driver does not tell.
+    pub fn room(&self) -> Result<u64> {
+        self.gpu.room()
+    }
+
+    /// Bytes per second that the device's memory reads and writes: the best of five copies.
+    ///
+    /// # Errors
+    ///
+    /// If the driver fails, or there is no room for the copies.
+    pub fn bandwidth(&self) -> Result<f64> {
+        let bytes = (self.room()? / 4).min(BANDWIDTH_BYTES) as usize;
+        let (from, to) = (self.gpu.alloc(bytes)?, self.gpu.alloc(bytes)?);
+        self.gpu.clear(&from)?;
+        let mut best = 0f64;
+        for _ in 0..5 {
+            self.gpu.wait()?;
+            let start = Instant::now();
+            self.gpu.copy(&from, &to)?;
+            self.gpu.wait()?;
+            best = best.max(2.0 * bytes as f64 / start.elapsed().as_secs_f64());
+        }
+        Ok(best)
+    }
+
+    /// Runs every operation on small inputs here and on the CPU, in the formats given, and compares.
+    ///
+    /// # Errors
+    ///
+    /// If the driver fails, or an operation gives something else than on the CPU; it is named.
+    pub fn self_test(&self, format: Format, kv: KvFormat, heads: HeadShape) -> Result<()> {
+        selftest::run(self, format, kv, heads)
+    }
+
+    /// Whether there are kernels for weights in `format`.
+    #[must_use]
+    pub fn has_format(format: Format) -> bool {
+        weight::element(format).is_some()
+    }
+
+    /// Refuses a model that needs a kernel which does not exist.
+    ///
+    /// # Errors
+    ///
+    /// If a layer is not plain attention, a head is wider than the kernels take, or there are no kernels for weights in
+    /// `format` or a cache in `kv`.
+    pub fn check_supported(
+        &self,
+        architecture: &Architecture,
+        format: Format,
+        kv: KvFormat,
+    ) -> Result<()> {
+        if kv::element(kv).is_none() {
+            return Err(kv::no_cache(kv));
+        }
+        if !Self::has_format(format) {
+            return Err(no_format(format));
+        }
+        check_mixers(self, architecture)?;
+        match head_shapes(architecture).iter().find(|shape| shape.head_dim > MAX_HEAD) {
+            Some(shape) => Err(too_wide(shape.head_dim)),
+            None => Ok(()),
+        }
+    }
+
+    /// Where `slopes` are on the device.
+    fn slopes(&self, scratch: &mut Scratch, slopes: &[f32]) -> Result<u64> {
+        if let Some((_, memory)) = scratch.slopes.iter().find(|(known, _)| known == slopes) {
+            return Ok(memory.address());
+        }
+        let memory = self.gpu.alloc(size_of_val(slopes))?;
+        self.gpu.upload(slopes, &memory, 0)?;
+        let address = memory.address();
+        scratch.slopes.push((slopes.to_vec(), memory));
+        Ok(address)
+    }
+
+    fn scratch(&self) -> MutexGuard<'_, Scratch> {
+        self.scratch.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Copies ids, rows or factors to the device; good until the next call with the same `slot`.
+    fn host<T: bytemuck::NoUninit>(
+        &self,
+        scratch: &mut Scratch,
+        slot: usize,
+        values: &[T],
+    ) -> Result<u64> {
+        let memory = at_least(&self.gpu, &mut scratch.host[slot], size_of_val(values))?;
+        self.gpu.upload(values, memory, 0)?;
+        Ok(memory.address())
+    }
+
+    fn norm_at(
+        &self,
+        norm: &NormWeight<CudaBuffer>,
+        x: &CudaBuffer,
+        out: &CudaBuffer,
+        n: usize,
+    ) -> Result<()> {
+        let n_elements = n * norm.width;
+        assert!(n_elements <= x.len && n_elements <= out.len, "norm past the end of a buffer");
+        let weights = kernels::Norm {
+            weight: norm.weight.at(),
+            bias: norm.bias.as_ref().map_or(0, CudaBuffer::at),
+            width: norm.width,
+            eps: norm.eps,
+            centred: norm.centred,
+        };
+        self.gpu.launch(&kernels::norm(&weights, 0, x.at(), out.at(), n))
+    }
+}
+
+/// What decides which kernels attention uses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct HeadShape {
+    /// Elements of a head.
+    pub head_dim: usize,
+    /// Query heads for each key/value head.
+    pub group: usize,
+}
+
+/// The shapes of heads that occur in a model, each once.
+pub(crate) fn head_shapes(architecture: &Architecture) -> BTreeSet<HeadShape> {
+    let attention = architecture.layers.iter().filter_map(|layer| layer.attention());
+    let shape = |a: &Attention| HeadShape { head_dim: a.head_dim, group: a.n_heads / a.n_kv_heads };
+    attention.map(shape).collect()
+}
+
+fn no_format(format: Format) -> Error {
+    Error::not_supported(format!("there are no CUDA kernels for weights in {format}"))
+        .hint("--format bf16, or --device cpu")
+}
+
+fn too_wide(head_dim: usize) -> Error {
+    Error::not_supported(format!(
+        "heads have {head_dim} elements, the CUDA kernels take at most {MAX_HEAD}"
+    ))
+    .hint("--device cpu")
+}
+
+/// f32 on the device.
+pub struct CudaBuffer {
+    memory: Memory,
+    len: usize,
+}
+
+impl CudaBuffer {
+    fn at(&self) -> u64 {
+        self.memory.address()
+    }
+}

@@ -1,0 +1,281 @@
+//! Each operation of the graph as launches of kernels.
+//!
+//! Shapes come from the graph, which took them from checked tensors; an assertion at each launch keeps a mistake of
+//! ours from becoming an access past the end of a buffer.
+
+use tramontane_kernels::cpu::elementwise as element;
+use tramontane_kernels::cuda::{self as kernels, AttendArgs, Matmul};
+use tramontane_models::spec::{Activation, RopeStyle};
+
+use super::{Cuda, CudaBuffer, CudaKv, CudaWeight, MAX_HEAD, at_least, too_wide};
+use crate::checkpoint::TensorData;
+use crate::error::Result;
+use crate::ops::cpu::kernel_activation;
+use crate::ops::{AttendShape, Format, Heads, KvShape, NoState, NormWeight, Ops, Rotation};
+
+impl Ops for Cuda {
+    type Buffer = CudaBuffer;
+    type Weight = CudaWeight;
+    type Kv = CudaKv;
+    type State = NoState;
+
+    fn buffer(&self, len: usize) -> Result<CudaBuffer> {
+        let memory = self.gpu.alloc(4 * len)?;
+        self.gpu.clear(&memory)?;
+        Ok(CudaBuffer { memory, len })
+    }
+
+    fn room(&self, buffer: &CudaBuffer) -> usize {
+        buffer.len
+    }
+
+    fn write(&self, values: &[f32], buffer: &mut CudaBuffer) -> Result<()> {
+        self.gpu.upload(values, &buffer.memory, 0)
+    }
+
+    fn read(&self, buffer: &CudaBuffer, start: usize, out: &mut [f32]) -> Result<()> {
+        self.gpu.download(&buffer.memory, 4 * start, out)
+    }
+
+    fn weight(&self, tensor: &TensorData, format: Format) -> Result<CudaWeight> {
+        CudaWeight::upload(&self.gpu, tensor, format)
+    }
+
+    fn table(&self, tensor: &TensorData) -> Result<CudaWeight> {
+        CudaWeight::upload(&self.gpu, tensor, Format::Auto)
+    }
+
+    fn kv(&self, shape: KvShape) -> Result<CudaKv> {
+        if shape.k_dim > MAX_HEAD || shape.k_dim != shape.v_dim {
+            return Err(too_wide(shape.k_dim.max(shape.v_dim)));
+        }
+        CudaKv::new(self.gpu.clone(), shape)
+    }
+
+    fn embed(&self, table: &CudaWeight, ids: &[u32], x: &mut CudaBuffer) -> Result<()> {
+        assert!(ids.len() * table.cols <= x.len, "embed past the end of a buffer");
+        assert!(ids.iter().all(|&id| (id as usize) < table.rows), "an id outside the vocabulary");
+        let mut scratch = self.scratch();
+        let at = self.host(&mut scratch, 0, ids)?;
+        self.gpu.launch(&kernels::embed(
+            table.element,
+            table.memory.address(),
+            at,
+            x.at(),
+            ids.len(),
+            table.cols,
+        ))
+    }
+
+    fn norm(
+        &self,
+        norm: &NormWeight<CudaBuffer>,
+        x: &CudaBuffer,
+        n: usize,
+        out: &mut CudaBuffer,
+    ) -> Result<()> {
+        self.norm_at(norm, x, out, n)
+    }
+
+    fn norm_in_place(
+        &self,
+        norm: &NormWeight<CudaBuffer>,
+        x: &mut CudaBuffer,
+        n: usize,
+    ) -> Result<()> {
+        self.norm_at(norm, x, x, n)
+    }
+
+    fn linear(
+        &self,
+        ws: &[&CudaWeight],
+        x: &CudaBuffer,
+        n: usize,
+        outs: &mut [&mut CudaBuffer],
+    ) -> Result<()> {
+        let mut scratch = self.scratch();
+        let mut ready = None;
+        for (w, out) in ws.iter().zip(outs) {
+            assert!(
+                n * w.cols <= x.len && n * w.rows <= out.len,
+                "linear past the end of a buffer"
+            );
+            let bytes = kernels::rounded_bytes(w.element, n, w.cols);
+            let rounded = at_least(&self.gpu, &mut scratch.rounded, bytes)?.address();
+            if bytes > 0 && ready != Some(w.element) {
+                self.gpu.launch(&kernels::round(w.element, x.at(), rounded, n * w.cols))?;
+                ready = Some(w.element);
+            }
+            let (w_at, out) = (w.memory.address(), out.at());
+            let product = Matmul {
+                element: w.element,
+                w: w_at,
+                x: x.at(),
+                rounded,
+                out,
+                n,
+                rows: w.rows,
+                cols: w.cols,
+            };
+            for launch in kernels::matmul(&product) {
+                self.gpu.launch(&launch)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn add_bias(
+        &self,
+        bias: &CudaBuffer,
+        width: usize,
+        x: &mut CudaBuffer,
+        n: usize,
+    ) -> Result<()> {
+        assert!(width <= bias.len && n * width <= x.len, "add_bias past the end of a buffer");
+        self.gpu.launch(&kernels::add_bias(bias.at(), x.at(), width, n))
+    }
+
+    fn add(&self, y: &CudaBuffer, x: &mut CudaBuffer, len: usize) -> Result<()> {
+        assert!(len <= y.len && len <= x.len, "add past the end of a buffer");
+        self.gpu.launch(&kernels::add(y.at(), x.at(), len))
+    }
+
+    fn scale_rows(&self, factors: &[f32], width: usize, x: &mut CudaBuffer) -> Result<()> {
+        assert!(factors.len() * width <= x.len, "scale_rows past the end of a buffer");
+        let mut scratch = self.scratch();
+        let at = self.host(&mut scratch, 0, factors)?;
+        self.gpu.launch(&kernels::scale_rows(at, x.at(), width, factors.len()))
+    }
+
+    fn rotate(
+        &self,
+        rotation: &Rotation<'_, CudaBuffer>,
+        heads: Heads,
+        x: &mut CudaBuffer,
+        n: usize,
+    ) -> Result<()> {
+        let Heads { n_heads, head_dim, offset } = heads;
+        assert!(n * n_heads * head_dim <= x.len, "rotate past the end of a buffer");
+        let style = match rotation.style {
+            RopeStyle::Halves => element::RopeStyle::Halves,
+            RopeStyle::Interleaved => element::RopeStyle::Interleaved,
+        };
+        let rotary_dim = rotation.rotary_dim;
+        let rope = element::Rope { n_heads, head_dim, offset, rotary_dim, style };
+        self.gpu.launch(&kernels::rotate(&rope, rotation.cos.at(), rotation.sin.at(), x.at(), n))
+    }
+
+    fn store(
+        &self,
+        kv: &mut CudaKv,
+        k: &CudaBuffer,
+        v: &CudaBuffer,
+        n: usize,
+        start: usize,
+    ) -> Result<()> {
+        let heads = kv.heads();
+        assert!(n * heads[0] * heads[1] <= k.len.min(v.len), "store past the end of a buffer");
+        kv.prepare(start, start + n)?;
+        let launch = kernels::store(kv.element(), kv.table()?, [k.at(), v.at()], heads, [start, n]);
+        self.gpu.launch(&launch)
+    }
+
+    fn attend(
+        &self,
+        shape: &AttendShape,
+        q: &CudaBuffer,
+        n: usize,
+        start: usize,
+        kv: &CudaKv,
+        out: &mut CudaBuffer,
+    ) -> Result<()> {
+        assert!(
+            n * shape.n_heads * shape.k_dim <= q.len.min(out.len),
+            "attend past the end of a buffer"
+        );
+        let mut scratch = self.scratch();
+        let slopes = match &shape.alibi {
+            None => 0,
+            Some(slopes) => self.slopes(&mut scratch, slopes)?,
+        };
+        let mut args = AttendArgs {
+            element: kv.element(),
+            pages: kv.table()?,
+            q: q.at(),
+            out: out.at(),
+            slopes,
+            partial: 0,
+            n_heads: shape.n_heads,
+            n_kv_heads: shape.n_kv_heads,
+            head_dim: shape.k_dim,
+            n,
+            start,
+            window: shape.window,
+            scale: shape.scale,
+            softcap: None,
+        };
+        let partial = 4 * kernels::partial_len(&args);
+        args.partial = at_least(&self.gpu, &mut scratch.partial, partial)?.address();
+        for launch in kernels::attend(&args) {
+            self.gpu.launch(&launch)?;
+        }
+        Ok(())
+    }
+
+    fn gate(
+        &self,
+        act: Activation,
+        up: &CudaBuffer,
+        gate: &mut CudaBuffer,
+        len: usize,
+    ) -> Result<()> {
+        assert!(len <= up.len && len <= gate.len, "gate past the end of a buffer");
+        self.gpu.launch(&kernels::gate(kernel_activation(act), up.at(), gate.at(), len))
+    }
+
+    fn activate(&self, act: Activation, x: &mut CudaBuffer, len: usize) -> Result<()> {
+        assert!(len <= x.len, "activate past the end of a buffer");
+        self.gpu.launch(&kernels::activate(kernel_activation(act), x.at(), len))
+    }
+
+    fn gather(
+        &self,
+        x: &CudaBuffer,
+        width: usize,
+        rows: &[usize],
+        out: &mut CudaBuffer,
+    ) -> Result<()> {
+        assert!(
+            rows.iter().all(|row| (row + 1) * width <= x.len),
+            "gather past the end of a buffer"
+        );
+        assert!(rows.len() * width <= out.len, "gather past the end of a buffer");
+        let mut scratch = self.scratch();
+        let at = self.host(&mut scratch, 0, &numbers(rows))?;
+        self.gpu.launch(&kernels::gather(x.at(), at, out.at(), width, rows.len()))
+    }
+
+    fn scatter_add(
+        &self,
+        y: &CudaBuffer,
+        width: usize,
+        rows: &[usize],
+        factors: &[f32],
+        x: &mut CudaBuffer,
+    ) -> Result<()> {
+        assert!(
+            rows.iter().all(|row| (row + 1) * width <= x.len),
+            "scatter_add past the end of a buffer"
+        );
+        assert!(rows.len() * width <= y.len, "scatter_add past the end of a buffer");
+        let mut scratch = self.scratch();
+        let indices = self.host(&mut scratch, 0, &numbers(rows))?;
+        let factors = self.host(&mut scratch, 1, factors)?;
+        self.gpu.launch(&kernels::scatter_add(y.at(), indices, factors, x.at(), width, rows.len()))
+    }
+}
+
+/// Row numbers as the kernels take them; they are below the row count of a buffer, which fits.
+fn numbers(rows: &[usize]) -> Vec<u32> {
+    rows.iter().map(|row| *row as u32).collect()
+}
