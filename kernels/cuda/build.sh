@@ -19,11 +19,18 @@ if [ ! -x "$cuda/bin/nvcc" ]; then
     nvidia-cuda-nvcc==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-cuda-runtime==13.0.96
 fi
 
+compile() {
+  local ptx=$out/ptx/${1%.cu}.ptx
+  "$cuda/bin/nvcc" -arch=compute_80 -std=c++17 -O3 -ptx -o "$ptx" "$1"
+  sed -i -e 's/^\.version .*/.version 7.4/' -e '/^\/\//d' -e 's/[ \t]*$//' "$ptx"
+}
+
 mkdir -p "$out/ptx"
 cd "$here"
+jobs=()
 for source in *.cu; do
-  ptx=$out/ptx/${source%.cu}.ptx
-  "$cuda/bin/nvcc" -arch=compute_80 -std=c++17 -O3 -ptx -o "$ptx" "$source"
-  sed -i -e 's/^\.version .*/.version 7.4/' -e '/^\/\//d' -e 's/[ \t]*$//' "$ptx"
+  compile "$source" &
+  jobs+=($!)
 done
+for job in "${jobs[@]}"; do wait "$job"; done
 python3 resources.py "$cuda/bin/ptxas" "$out"/ptx/*.ptx > "$out/RESOURCES.md"

@@ -8,7 +8,8 @@ fresh=$(mktemp -d)
 trap 'rm -rf "$fresh"' EXIT
 if ! TRAMONTANE_CUDA_SCRATCH=$scratch "$here/build.sh" "$fresh" 2> "$fresh/log"; then
   if [ ! -x "$scratch/nvidia/cu13/bin/nvcc" ]; then
-    echo "kernels/cuda: the compiler could not be fetched, so the PTX was not compared"
+    tail -n 3 "$fresh/log" >&2
+    echo "kernels/cuda: NOT COMPARED: the compiler could not be fetched"
     exit 0
   fi
   cat "$fresh/log" >&2

@@ -70,6 +70,8 @@ def main():
     for (chip, _), rows in zip(jobs, results):
         for name, registers, spilled, static in rows:
             spills += spilled
+            if spilled:
+                print(f"{name} spills {spilled} bytes of registers on {chip}", file=sys.stderr)
             shared = static + dynamic_shared(name)
             share = occupancy(chip, threads[name], registers, shared)
             cell = f"{registers} / {share} %" + (f" ({spilled} spilled)" if spilled else "")
