@@ -96,6 +96,9 @@ fn lines_of_json_give_the_ids_of_mistral_common() {
         assert_eq!(ids, json!({ "ids": vector["ids"] }), "{}", vector["text"]);
         assert_eq!(text, json!({ "text": vector["text"] }));
     }
+    let breaks = answers(&["-m", model, "--jsonl"], "{\"text\": \"a\\u2028\\u0085b\"}\n");
+    let raw = stdout(&["-m", model, "--jsonl", "--decode"], &format!("{}\n", breaks[0]));
+    assert_eq!(raw, "{\"text\":\"a\\u2028\\u0085b\"}\n");
     let special = "{\"text\": \"</s>a\", \"special\": true}\n\n{\"text\": \"\"}\n";
     assert_eq!(stdout(&["-m", model, "--jsonl"], special), "{\"ids\":[2,1097]}\n{\"ids\":[]}\n");
 }

@@ -150,7 +150,7 @@ impl Args {
         let piece = |id: &u32| tokenizer.piece(*id).unwrap_or_default();
         if self.json {
             let pieces: Vec<String> = ids.iter().map(piece).collect();
-            return format!("{}\n", json!({ "ids": ids, "pieces": pieces, "count": ids.len() }));
+            return line(&json!({ "ids": ids, "pieces": pieces, "count": ids.len() }));
         }
         if self.ids {
             let ids: Vec<String> = ids.iter().map(u32::to_string).collect();
@@ -161,13 +161,13 @@ impl Args {
 
     /// Answers each line of stdin, at once.
     fn answer_lines(&self, tokenizer: &Tokenizer) -> Result<()> {
-        for (line, number) in std::io::stdin().lock().lines().zip(1..) {
-            let line = line.map_err(stdin_error)?;
-            if line.trim().is_empty() {
+        for (question, number) in std::io::stdin().lock().lines().zip(1..) {
+            let question = question.map_err(stdin_error)?;
+            if question.trim().is_empty() {
                 continue;
             }
-            let answer = self.answer(tokenizer, &line);
-            print(&format!("{}\n", answer.map_err(|e| e.at(format!("line {number} of stdin")))?))?;
+            let answer = self.answer(tokenizer, &question);
+            print(&line(&answer.map_err(|e| e.at(format!("line {number} of stdin")))?))?;
         }
         Ok(())
     }
@@ -184,6 +184,17 @@ impl Args {
         let text = line.text.ok_or_else(|| missing("text"))?;
         Ok(json!({ "ids": self.to_ids(tokenizer, &text, special)? }))
     }
+}
+
+/// A line of JSON. Line breaks that only some programs know are escaped as well.
+fn line(value: &serde_json::Value) -> String {
+    let mut json = value.to_string();
+    for c in ['\u{85}', '\u{2028}', '\u{2029}'] {
+        if json.contains(c) {
+            json = json.replace(c, &format!("\\u{:04x}", c as u32));
+        }
+    }
+    json + "\n"
 }
 
 /// Ids with commas, spaces or brackets between them.

@@ -95,40 +95,43 @@ fn guess_version(names: &HashMap<String, u32>) -> &'static str {
 }
 
 impl Normalizer {
-    /// Prepares `text`; what `keep` finds stays as it is.
+    /// Prepares `text`; what `keep` finds is not replaced by the table.
     fn apply(&self, text: &str, at_start: bool, keep: Option<&Markers>) -> String {
-        let mut mapped = String::with_capacity(text.len() + 8);
+        let mut out = Prepared {
+            text: String::with_capacity(text.len() + 8),
+            space: if self.escape_whitespaces { SPACE } else { " " },
+            single: self.remove_extra_whitespaces,
+            // Spaces at the beginning go like those after a space.
+            after_space: at_start && self.remove_extra_whitespaces,
+        };
         let mut done = 0;
         for (kept, _) in keep.into_iter().flat_map(|keep| keep.find(text)) {
-            self.map(&text[done..kept.start], &mut mapped);
-            mapped.push_str(&text[kept.clone()]);
+            self.map(&text[done..kept.start], &mut out);
+            out.push(&text[kept.clone()]);
             done = kept.end;
         }
-        self.map(&text[done..], &mut mapped);
-        if self.remove_extra_whitespaces {
-            mapped = single_spaces(&mapped);
+        self.map(&text[done..], &mut out);
+        let Prepared { text: mut prepared, space, single, .. } = out;
+        if single {
+            prepared.truncate(prepared.trim_end_matches(space).len());
         }
-        if mapped.is_empty() {
-            return mapped;
+        if self.add_dummy_prefix && at_start && !prepared.is_empty() {
+            prepared.insert_str(0, space);
         }
-        if self.add_dummy_prefix && at_start {
-            mapped.insert(0, ' ');
-        }
-        if self.escape_whitespaces { mapped.replace(' ', SPACE) } else { mapped }
+        prepared
     }
 
     /// Replaces by the table.
-    fn map(&self, text: &str, out: &mut String) {
-        let Some(charsmap) = &self.charsmap else { return out.push_str(text) };
+    fn map(&self, text: &str, out: &mut Prepared) {
         let mut rest = text;
         while let Some(c) = rest.chars().next() {
-            let n = match charsmap.longest(rest) {
+            let n = match self.charsmap.as_ref().and_then(|table| table.longest(rest)) {
                 Some((n, replacement)) => {
-                    out.push_str(replacement);
+                    out.push(replacement);
                     n
                 }
                 None => {
-                    out.push(c);
+                    out.push(&rest[..c.len_utf8()]);
                     c.len_utf8()
                 }
             };
@@ -137,9 +140,30 @@ impl Normalizer {
     }
 }
 
-/// `text` without spaces at its ends and with single spaces inside.
-fn single_spaces(text: &str) -> String {
-    text.split(' ').filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ")
+/// Text that is being prepared.
+struct Prepared {
+    text: String,
+    /// How a space is written.
+    space: &'static str,
+    /// Of several spaces, one is kept.
+    single: bool,
+    after_space: bool,
+}
+
+impl Prepared {
+    /// Adds what one step of the replacement gave.
+    fn push(&mut self, chunk: &str) {
+        let chunk = if self.after_space { chunk.trim_start_matches(' ') } else { chunk };
+        for c in chunk.chars() {
+            match c {
+                ' ' => self.text.push_str(self.space),
+                c => self.text.push(c),
+            }
+        }
+        if !chunk.is_empty() {
+            self.after_space = self.single && chunk.ends_with(' ');
+        }
+    }
 }
 
 impl SentencePiece {
