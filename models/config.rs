@@ -10,6 +10,8 @@ use std::fmt;
 
 use serde_json::{Map, Value};
 
+use crate::json;
+
 /// A configuration that cannot be used, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfigError {
@@ -198,7 +200,7 @@ impl Config {
         if text.trim().is_empty() {
             return Err(ConfigError::bad("the configuration is empty, expected a JSON object"));
         }
-        let value: Value = serde_json::from_str(&quote_bare_floats(text))
+        let value = json::parse(&quote_bare_floats(text))
             .map_err(|e| ConfigError::bad(format!("the configuration is not JSON: {e}")))?;
         let Value::Object(map) = value else {
             return Err(ConfigError::bad(format!(

@@ -2,6 +2,7 @@
 //!
 //! 1. [`config::Config`] reads a `config.json` or a Mistral `params.json` strictly: every value is checked, every
 //!    key that changes numbers is either understood or refused by name.
+//!    [`json`] refuses keys that stand twice.
 //! 2. [`FAMILIES`] maps the architecture's name to a function that describes it as an [`Architecture`].
 //! 3. [`spec`] is the vocabulary of that description, layer by layer; [`names`] tells how checkpoints name the tensors.
 //! 4. [`catalogue`] lists open French models by short names, with sizes and licences.
@@ -20,6 +21,7 @@ mod fp8;
 mod gpt2;
 mod gptj;
 mod helium;
+pub mod json;
 mod llama;
 mod mamba2;
 mod ministral;

@@ -24,12 +24,17 @@ mod vocab;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::files::{MAX_TOKENIZER, ModelFiles};
 use markers::{Markers, Part};
 use settings::Settings;
 pub use stream::TextStream;
 use vocab::Vocab;
+
+/// The longest text that is turned into ids at once, in bytes.
+///
+/// The `tokenizers` crate takes about 150 bytes of memory for each of them.
+const MAX_TEXT: usize = 32 << 20;
 
 /// The kind of file a tokenizer came from.
 ///
@@ -160,9 +165,10 @@ impl Tokenizer {
     ///
     /// # Errors
     ///
-    /// If the tokenizer cannot read this text: there is no token for a character, or its pattern takes
-    /// too long.
+    /// If the text has more than 32 MiB, or the tokenizer cannot read it: there is no token for a
+    /// character, or its pattern takes too long.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        check_length(text.len())?;
         let mut ids = Vec::new();
         self.0.encoder.encode(text, true, &mut ids)?;
         Ok(ids)
@@ -184,6 +190,7 @@ impl Tokenizer {
     ///
     /// As [`Self::encode`].
     pub fn encode_segments(&self, segments: &[Segment<'_>]) -> Result<Vec<u32>> {
+        check_length(segments.iter().map(|s| s.text().len()).sum())?;
         let mut ids = Vec::new();
         if let Some(result) = self.0.encoder.encode_segments(segments, &mut ids) {
             return result.map(|()| ids);
@@ -206,6 +213,7 @@ impl Tokenizer {
     ///
     /// As [`Self::encode`].
     pub fn encode_prompt(&self, text: &str) -> Result<Vec<u32>> {
+        check_length(text.len())?;
         let mut ids = self.0.prefix.clone().unwrap_or_default();
         self.0.encoder.encode(text, true, &mut ids)?;
         Ok(ids)
@@ -321,6 +329,15 @@ impl Loaded {
         let adds_bos = settings.add_bos.unwrap_or(matches!(self.kind, Kind::SentencePiece { .. }));
         self.prefix.get_or_insert_with(|| bos.filter(|_| adds_bos).into_iter().collect());
     }
+}
+
+fn check_length(bytes: usize) -> Result<()> {
+    if bytes > MAX_TEXT {
+        let what =
+            format!("the text has {bytes} bytes, expected at most {} MiB at once", MAX_TEXT >> 20);
+        return Err(Error::new(ErrorKind::TooLong, what).hint("shorten it, or pass it in parts"));
+    }
+    Ok(())
 }
 
 /// Reads the tokenizer file that goes first; also returns its name.

@@ -2,7 +2,6 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 #[path = "common/tokenizers.rs"]
-#[allow(dead_code, clippy::expect_used, reason = "each test file uses its part")]
 mod files;
 
 use std::path::Path;

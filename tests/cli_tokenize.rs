@@ -1,5 +1,5 @@
 //! `tramontane tokenize`: the real binary.
-#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 #[path = "common/tokenizers.rs"]
 mod files;

@@ -1,6 +1,7 @@
 //! Where a model keeps its chat template and the names of its special tokens.
 
 use serde_json::{Map, Value};
+use tramontane_models::json;
 
 use crate::error::{Error, Result};
 use crate::files::{MAX_CONFIG, ModelFiles};
@@ -98,7 +99,7 @@ pub(super) fn special_tokens(files: &ModelFiles) -> Result<Map<String, Value>> {
 /// The JSON object in `file`, if there is such a file.
 fn object(files: &ModelFiles, file: &str) -> Result<Option<Map<String, Value>>> {
     let Some(text) = files.read_text(file, MAX_CONFIG)? else { return Ok(None) };
-    match serde_json::from_str(&text) {
+    match json::parse(&text) {
         Ok(Value::Object(fields)) => Ok(Some(fields)),
         Ok(_) => Err(Error::bad_model("the JSON is not an object").at(files.place(file))),
         Err(e) => Err(Error::bad_model(format!("this is not JSON: {e}")).at(files.place(file))),

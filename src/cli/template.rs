@@ -18,7 +18,7 @@ use super::talk::{self, LoadBar};
 /// Turn a conversation into a prompt by the model's own chat template
 ///
 /// Prints the prompt byte for byte and nothing else. A folder that holds only tokenizer_config.json and
-/// chat_template.jinja is enough, unless --json asks for ids.
+/// chat_template.jinja is enough, unless --json asks for ids. Of a model on the hub no weights are fetched.
 #[derive(clap::Args)]
 pub(super) struct Args {
     /// The conversation as JSON: a list of messages, or {"messages", "tools", "chat_template_kwargs"}; without
@@ -82,6 +82,7 @@ impl Args {
     fn files(&self, model: &ModelRef) -> Result<ModelFiles> {
         let mut options = HubOptions::from_env();
         options.offline |= self.offline;
+        options.weights = false;
         let bar = LoadBar::new(!self.quiet);
         let files = hub::resolve(model, &options, &bar)?;
         bar.done();

@@ -17,7 +17,8 @@ use super::talk::LoadBar;
 /// Turn text into token ids, or ids into text
 ///
 /// Without a flag that says otherwise, prints each token on a line: its id, a tab, the token as the
-/// tokenizer's file writes it. A folder that holds only a tokenizer is enough.
+/// tokenizer's file writes it. A folder that holds only a tokenizer is enough; of a model on the hub no
+/// weights are fetched.
 #[derive(clap::Args)]
 pub(super) struct Args {
     /// The text, or with --decode the ids; without it, stdin is read
@@ -91,6 +92,7 @@ impl Args {
         let model = ModelRef::parse(self.model.as_deref())?;
         let mut options = HubOptions::from_env();
         options.offline |= self.offline;
+        options.weights = false;
         let bar = LoadBar::new(!self.quiet);
         let files = hub::resolve(&model, &options, &bar)?;
         bar.done();
@@ -153,8 +155,12 @@ impl Args {
             return line(&json!({ "ids": ids, "pieces": pieces, "count": ids.len() }));
         }
         if self.ids {
-            let ids: Vec<String> = ids.iter().map(u32::to_string).collect();
-            return format!("{}\n", ids.join(","));
+            let mut line = String::with_capacity(ids.len() * 6);
+            for id in ids {
+                line += if line.is_empty() { "" } else { "," };
+                line += &id.to_string();
+            }
+            return line + "\n";
         }
         ids.iter().map(|id| format!("{id}\t{}\n", printable(&piece(id)))).collect()
     }

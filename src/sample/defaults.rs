@@ -1,6 +1,7 @@
 //! `generation_config.json`: how the authors of a model want it sampled.
 
 use serde_json::{Map, Value};
+use tramontane_models::json;
 
 use super::params::{MIN_P, REPETITION_PENALTY, Range, TEMPERATURE, TOP_P, TYPICAL_P};
 use crate::error::{Error, Result};
@@ -66,7 +67,8 @@ impl GenerationDefaults {
     /// [`BadModel`](crate::ErrorKind::BadModel), naming the key, if the text is no JSON object or a value
     /// is out of its range.
     pub fn parse(text: &str) -> Result<Self> {
-        let keys: Map<String, Value> = serde_json::from_str(text).map_err(|e| {
+        let keys = json::parse(text).and_then(serde_json::from_value::<Map<String, Value>>);
+        let keys = keys.map_err(|e| {
             Error::bad_model(format!("found no valid JSON object: {e}"))
                 .hint("fetch the file again, or delete it: it only holds defaults")
                 .caused_by(e)

@@ -13,7 +13,16 @@ use crate::error::{Error, Result};
 /// No symbol: the end of the list.
 const NONE: u32 = u32::MAX;
 
+/// Merges pairs; keeps its memory from one stretch of text to the next.
+#[derive(Default)]
+pub(super) struct Merger {
+    symbols: Symbols,
+    /// Pairs that may be merged: rank, then place.
+    heap: BinaryHeap<Reverse<(u32, u32)>>,
+}
+
 /// The symbols of a stretch of text: a doubly linked list over byte positions.
+#[derive(Default)]
 struct Symbols {
     /// Where each symbol begins.
     start: Vec<u32>,
@@ -49,55 +58,64 @@ impl Symbols {
     }
 }
 
-/// Merges neighbours of `text` and hands over the symbols that remain, in order.
-///
-/// `starts` are the byte positions where the first symbols begin, ascending from 0. `rank` tells for
-/// the bytes of a pair whether they may be merged: the lowest rank goes first, the leftmost among
-/// equals. `longest` is the length of the longest symbol that has a rank, in bytes.
-///
-/// # Errors
-///
-/// If `text` has 4 GiB or more.
-pub(super) fn merge(
-    text: &[u8],
-    starts: impl Iterator<Item = usize>,
-    longest: usize,
-    rank: impl Fn(Range<usize>) -> Option<u32>,
-    mut each: impl FnMut(Range<usize>),
-) -> Result<()> {
-    let too_long = || Error::bad_input("the text has 4 GiB or more, expected less");
-    let len = u32::try_from(text.len()).ok().filter(|n| *n < NONE).ok_or_else(too_long)?;
-    let start: Vec<u32> = starts.filter_map(|s| u32::try_from(s).ok()).collect();
-    let n = start.len() as u32;
-    if n == 0 {
-        return Ok(());
-    }
-    let next = (1..n).chain([NONE]).collect();
-    let prev = [NONE].into_iter().chain(0..n - 1).collect();
-    let mut symbols = Symbols { start, next, prev, len };
-    let rank = |range: Range<usize>| if range.len() > longest { None } else { rank(range) };
-    let mut heap: BinaryHeap<Reverse<(u32, u32)>> =
-        (0..n).filter_map(|i| Some(Reverse((rank(symbols.pair(i)?)?, i)))).collect();
-    while let Some(Reverse((r, i))) = heap.pop() {
-        // The pair may have changed since it was pushed; then its new form is in the heap as well.
-        if symbols.pair(i).and_then(&rank) != Some(r) {
-            continue;
+impl Merger {
+    /// Merges neighbours of `text` and hands over the symbols that remain, in order.
+    ///
+    /// `starts` are the byte positions where the first symbols begin, ascending from 0. `rank` tells for
+    /// the bytes of a pair whether they may be merged: the lowest rank goes first, the leftmost among
+    /// equals. `longest` is the length of the longest symbol that has a rank, in bytes.
+    ///
+    /// # Errors
+    ///
+    /// If `text` has 4 GiB or more.
+    pub(super) fn merge(
+        &mut self,
+        text: &[u8],
+        starts: impl Iterator<Item = usize>,
+        longest: usize,
+        rank: impl Fn(Range<usize>) -> Option<u32>,
+        mut each: impl FnMut(Range<usize>),
+    ) -> Result<()> {
+        let Self { symbols, heap } = self;
+        let too_long = || Error::bad_input("the text has 4 GiB or more, expected less");
+        symbols.len = u32::try_from(text.len()).ok().filter(|n| *n < NONE).ok_or_else(too_long)?;
+        symbols.start.clear();
+        symbols.start.extend(starts.filter_map(|s| u32::try_from(s).ok()));
+        let n = symbols.start.len() as u32;
+        if n == 0 {
+            return Ok(());
         }
-        symbols.merge(i);
-        for left in [i, symbols.prev[i as usize]] {
-            if left != NONE
-                && let Some(r) = symbols.pair(left).and_then(&rank)
-            {
-                heap.push(Reverse((r, left)));
+        symbols.next.clear();
+        symbols.next.extend((1..n).chain([NONE]));
+        symbols.prev.clear();
+        symbols.prev.extend([NONE].into_iter().chain(0..n - 1));
+        let rank = |range: Range<usize>| if range.len() > longest { None } else { rank(range) };
+        // Turning a whole list into a heap takes less time than pushing one by one.
+        let mut pairs = std::mem::take(heap).into_vec();
+        pairs.clear();
+        pairs.extend((0..n).filter_map(|i| Some(Reverse((rank(symbols.pair(i)?)?, i)))));
+        *heap = BinaryHeap::from(pairs);
+        while let Some(Reverse((r, i))) = heap.pop() {
+            // The pair may have changed since it was pushed; then its new form is in the heap as well.
+            if symbols.pair(i).and_then(&rank) != Some(r) {
+                continue;
+            }
+            symbols.merge(i);
+            for left in [i, symbols.prev[i as usize]] {
+                if left != NONE
+                    && let Some(r) = symbols.pair(left).and_then(&rank)
+                {
+                    heap.push(Reverse((r, left)));
+                }
             }
         }
+        let mut i = 0;
+        while i != NONE {
+            each(symbols.range(i));
+            i = symbols.next[i as usize];
+        }
+        Ok(())
     }
-    let mut i = 0;
-    while i != NONE {
-        each(symbols.range(i));
-        i = symbols.next[i as usize];
-    }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -110,7 +128,7 @@ mod tests {
             vocab.iter().position(|v| v.as_bytes() == &text[r.clone()]).map(|i| i as u32)
         };
         let each = |r: Range<usize>| out.push(String::from_utf8_lossy(&text[r]).into_owned());
-        merge(text, 0..text.len(), 8, rank, each).unwrap();
+        Merger::default().merge(text, 0..text.len(), 8, rank, each).unwrap();
         out
     }
 
@@ -150,7 +168,7 @@ mod tests {
         let text = vec![b'a'; 1 << 20];
         let mut n = 0;
         let rank = |r: Range<usize>| matches!(r.len(), 2 | 4 | 8).then_some(r.len() as u32);
-        merge(&text, 0..text.len(), 8, rank, |_| n += 1).unwrap();
+        Merger::default().merge(&text, 0..text.len(), 8, rank, |_| n += 1).unwrap();
         assert_eq!(n, 1 << 17);
     }
 }

@@ -9,6 +9,9 @@ use crate::error::{Error, Result};
 /// The largest table that is read, in bytes; the one in common use (`nmt_nfkc`) has 240 KB.
 const MAX_BYTES: usize = 4 << 20;
 
+/// The longest replacement, in bytes; in the one in common use it has 33.
+const MAX_REPLACEMENT: usize = 64;
+
 /// Replacements for some strings.
 #[derive(Debug)]
 pub(super) struct Charsmap {
@@ -49,6 +52,12 @@ impl Charsmap {
         let (trie, replacements) = rest.split_at_checked(size).ok_or_else(bad)?;
         let units: Vec<u32> =
             trie.as_chunks::<4>().0.iter().map(|unit| u32::from_le_bytes(*unit)).collect();
+        let longest = replacements.split(|b| *b == 0).map(<[u8]>::len).max().unwrap_or(0);
+        if longest > MAX_REPLACEMENT {
+            return Err(Error::bad_model(format!(
+                "a replacement in `precompiled_charsmap` has {longest} bytes, expected at most {MAX_REPLACEMENT}"
+            )));
+        }
         if blob.len() > MAX_BYTES || !size.is_multiple_of(4) || units.is_empty() {
             return Err(bad());
         }

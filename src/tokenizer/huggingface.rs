@@ -9,6 +9,7 @@
 
 mod decoder;
 mod file;
+mod normalizer;
 mod steps;
 
 use std::collections::{HashMap, HashSet};
@@ -18,21 +19,19 @@ use std::sync::Arc;
 use serde_json::Value;
 use tokenizers::models::TrainerWrapper;
 use tokenizers::{
-    AddedToken, DecoderWrapper, Model, ModelWrapper, NormalizerWrapper, PostProcessorWrapper,
-    Token, TokenizerImpl,
+    AddedToken, DecoderWrapper, Model, ModelWrapper, PostProcessorWrapper, Token, TokenizerImpl,
 };
 
 use self::decoder::Decoding;
 use self::file::{Added, File};
+use self::normalizer::Changes;
 use self::steps::Steps;
-use super::charsmap::Charsmap;
 use super::markers::Markers;
 use super::vocab::{Vocab, check_id};
-use super::{Encoder, Kind, Loaded, Segment, base64};
+use super::{Encoder, Kind, Loaded, Segment};
 use crate::error::{Error, Result};
 
-type Pipeline =
-    TokenizerImpl<Shared, NormalizerWrapper, Steps, PostProcessorWrapper, DecoderWrapper>;
+type Pipeline = TokenizerImpl<Shared, Changes, Steps, PostProcessorWrapper, DecoderWrapper>;
 
 /// A vocabulary that several pipelines share.
 #[derive(Clone)]
@@ -77,7 +76,7 @@ pub(super) fn load(json: &[u8]) -> Result<Loaded> {
         model: file.model.build()?,
         added: added.clone(),
     }));
-    let normalizer = file.normalizer.as_ref().map(normalizer).transpose()?;
+    let normalizer = file.normalizer.as_ref().map(Changes::read).transpose()?;
     let steps = file.pre_tokenizer.as_ref().map(Steps::read).transpose()?;
     let pipeline = |steps: Option<&Steps>, added: &dyn Fn(&Added) -> bool| {
         pipeline(&words, normalizer.as_ref(), steps, file.added_tokens.iter().filter(|t| added(t)))
@@ -138,13 +137,13 @@ fn vocabulary(file: &File) -> Result<Vocab> {
     let mut seen: HashMap<u32, &str> = HashMap::with_capacity(file.added_tokens.len());
     for token in &file.added_tokens {
         if seen.insert(token.id, &token.content) != Some(&token.content) {
-            let bytes = decoding.bytes(&token.content);
+            let bytes = decoding.bytes(&token.content)?;
             vocab.add(token.id, &bytes, Some(&token.content), token.special)?;
         }
     }
     for (token, id) in file.model.tokens() {
         if !seen.contains_key(&id) {
-            vocab.add(id, &decoding.bytes(token), Some(token), false)?;
+            vocab.add(id, &decoding.bytes(token)?, Some(token), false)?;
         }
     }
     Ok(vocab)
@@ -152,7 +151,7 @@ fn vocabulary(file: &File) -> Result<Vocab> {
 
 fn pipeline<'a>(
     words: &Shared,
-    normalizer: Option<&NormalizerWrapper>,
+    normalizer: Option<&Changes>,
     steps: Option<&Steps>,
     added: impl Iterator<Item = &'a Added>,
 ) -> Result<Pipeline> {
@@ -170,32 +169,6 @@ fn pipeline<'a>(
     });
     pipeline.add_tokens(tokens).map_err(bad)?;
     Ok(pipeline)
-}
-
-/// Reads the key `normalizer`.
-fn normalizer(value: &Value) -> Result<NormalizerWrapper> {
-    let at = |e: Error| e.at("key `normalizer`");
-    check_charsmaps(value).map_err(at)?;
-    serde_json::from_value(value.clone())
-        .map_err(|e| at(Error::not_supported(format!("the normaliser is not usable: {e}"))))
-}
-
-/// Checks the tables of `Precompiled` steps, which the crate takes as they are.
-fn check_charsmaps(value: &Value) -> Result<()> {
-    match value["type"].as_str() {
-        Some("Sequence") => {
-            let list = value["normalizers"].as_array();
-            list.into_iter().flatten().try_for_each(check_charsmaps)
-        }
-        Some("Precompiled") => {
-            let table = value["precompiled_charsmap"].as_str().and_then(base64::decode);
-            let table = table.ok_or_else(|| {
-                Error::bad_model("the key `precompiled_charsmap` is missing or is not base64")
-            })?;
-            Charsmap::read(&table).map(|_| ())
-        }
-        _ => Ok(()),
-    }
 }
 
 /// The ids that the post-processor puts before a text.

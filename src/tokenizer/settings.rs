@@ -2,6 +2,7 @@
 //! `config.json`, `added_tokens.json`.
 
 use serde_json::{Map, Value};
+use tramontane_models::json;
 
 use crate::error::{Error, Result};
 use crate::files::{MAX_CONFIG, ModelFiles};
@@ -76,8 +77,7 @@ impl Settings {
 /// The JSON object in a file.
 fn object(files: &ModelFiles, name: &str) -> Result<Option<Map<String, Value>>> {
     let Some(text) = files.read_text(name, MAX_CONFIG)? else { return Ok(None) };
-    let value = serde_json::from_str(&text);
-    match value {
+    match json::parse(&text) {
         Ok(Value::Object(map)) => Ok(Some(map)),
         // Some configurations hold a bare `Infinity`; whoever reads them in full says so.
         Err(_) if name == "config.json" => Ok(None),

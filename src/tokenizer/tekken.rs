@@ -11,10 +11,11 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 
+use super::bpe::Merger;
 use super::markers::Markers;
 use super::split::Splitter;
 use super::vocab::{MAX_ID, Start, Vocab};
-use super::{Encoder, Kind, Loaded, base64, bpe};
+use super::{Encoder, Kind, Loaded, base64};
 use crate::error::{Error, Result};
 
 /// The control tokens of files that list none (versions up to v7).
@@ -216,10 +217,11 @@ fn token_bytes(token: &Token<'_>, rank: u32) -> Result<Vec<u8>> {
 
 impl Encoder for Tekken {
     fn encode(&self, text: &str, _at_start: bool, out: &mut Vec<u32>) -> Result<()> {
+        let mut merger = Merger::default();
         let mut result = Ok(());
         self.splitter.split(text, |range, _| {
             if result.is_ok() {
-                result = self.encode_piece(&text.as_bytes()[range], out);
+                result = self.encode_piece(&text.as_bytes()[range], &mut merger, out);
             }
         })?;
         result
@@ -235,7 +237,7 @@ impl Tekken {
         self.ranks.get(bytes).copied()
     }
 
-    fn encode_piece(&self, piece: &[u8], out: &mut Vec<u32>) -> Result<()> {
+    fn encode_piece(&self, piece: &[u8], merger: &mut Merger, out: &mut Vec<u32>) -> Result<()> {
         if piece.len() <= self.longest
             && let Some(rank) = self.rank(piece)
         {
@@ -243,7 +245,7 @@ impl Tekken {
             return Ok(());
         }
         let rank = |range: std::ops::Range<usize>| self.rank(&piece[range]);
-        bpe::merge(piece, 0..piece.len(), self.longest, rank, |range| {
+        merger.merge(piece, 0..piece.len(), self.longest, rank, |range| {
             // What is left is a byte or was merged, and so has a rank.
             out.extend(self.rank(&piece[range]).map(|rank| rank + self.n_special));
         })

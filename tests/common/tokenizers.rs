@@ -1,4 +1,6 @@
 //! Folders with the tokenizers of `tests/data/tokenizers`, unpacked and named as models ship them.
+#![allow(dead_code, reason = "each test file that includes this uses some of it")]
+#![allow(clippy::expect_used, reason = "a test fails by panicking")]
 
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
@@ -34,13 +36,10 @@ pub(crate) fn data() -> PathBuf {
 /// is published with Nemo and the special tokens in `tekken_patches.json`.
 pub(crate) fn content(name: &str) -> Vec<u8> {
     let (_, file, _) = FILES.iter().find(|f| f.0 == name).expect("a tokenizer of that name");
-    let path = data().join(file);
-    let bytes = std::fs::read(&path).expect("test data");
     if !file.ends_with(".xz") {
-        return bytes;
+        return std::fs::read(data().join(file)).expect("test data");
     }
-    let mut json = Vec::new();
-    lzma_rs::xz_decompress(&mut BufReader::new(&bytes[..]), &mut json).expect("xz");
+    let json = unpacked(file);
     let patches = std::fs::read(data().join("tekken_patches.json")).expect("test data");
     let patches: serde_json::Value = serde_json::from_slice(&patches).expect("json");
     let Some(patch) = patches.get(name) else { return json };
@@ -50,6 +49,14 @@ pub(crate) fn content(name: &str) -> Vec<u8> {
     file["config"]["version"] = patch["version"].clone();
     file.insert("special_tokens".to_owned(), patch["special_tokens"].clone());
     serde_json::to_vec(&tekken).expect("json")
+}
+
+/// The content of a compressed file.
+pub(crate) fn unpacked(file: &str) -> Vec<u8> {
+    let packed = std::fs::read(data().join(file)).expect("test data");
+    let mut bytes = Vec::new();
+    lzma_rs::xz_decompress(&mut BufReader::new(&packed[..]), &mut bytes).expect("xz");
+    bytes
 }
 
 /// A folder that holds this tokenizer and nothing else.

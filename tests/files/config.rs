@@ -39,6 +39,22 @@ fn text() -> Vec<Case> {
             &["not JSON", CONFIG],
         ),
         bad(
+            "D01h",
+            "a key twice",
+            |f| f.write(CONFIG, valid().replacen('{', "{\"hidden_size\":32,", 1)),
+            &["`hidden_size` stands twice", CONFIG],
+        ),
+        bad(
+            "D01i",
+            "a key twice in an object",
+            |f| {
+                let twice =
+                    "{\"rope_scaling\":{\"factor\":2.0,\"type\":\"linear\",\"factor\":4.0},";
+                f.write(CONFIG, valid().replacen('{', twice, 1));
+            },
+            &["`rope_scaling.factor` stands twice", CONFIG],
+        ),
+        bad(
             "D27",
             "17 MiB of spaces",
             |f| f.write(CONFIG, " ".repeat(17 << 20) + &valid()),
@@ -480,6 +496,12 @@ fn generation() -> Vec<Case> {
             "an end token without a row",
             |f| write(f, r#"{"eos_token_id": 999}"#),
             &["`eos_token_id`", "999", GENERATION],
+        ),
+        bad(
+            "D26f",
+            "a temperature twice",
+            |f| write(f, r#"{"temperature": 0.1, "temperature": 2.0}"#),
+            &["`temperature` stands twice", GENERATION],
         ),
         good("D26e", "another end token", |f| write(f, r#"{"eos_token_id": 9}"#), &[]),
     ]

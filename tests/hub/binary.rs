@@ -250,3 +250,22 @@ fn a_cache_that_cannot_be_written_is_named() {
     assert!(!output.status.success() && said.contains("a file"), "{said}");
     assert!(said.contains("HF_HOME=") && !said.contains("panicked"), "{said}");
 }
+
+#[test]
+fn text_and_prompts_need_no_weights() {
+    let s = setup();
+    s.hub.put("tokenizer.json", include_bytes!("../../models/brise/tokenizer.json"));
+    let config = r#"{"chat_template": "{% for m in messages %}<{{ m.content }}>{% endfor %}"}"#;
+    s.hub.put("tokenizer_config.json", config.as_bytes());
+    let output = run(&s, &["tokenize", "-m", REPO, "--ids", "Bonjour"]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let messages = s.folder.path().join("messages.json");
+    std::fs::write(&messages, r#"[{"role": "user", "content": "Bonjour"}]"#).unwrap();
+    let output = run(&s, &["template", "-m", REPO, "--messages", messages.to_str().unwrap()]);
+    assert_eq!(text(&output.stdout), "<Bonjour>", "{}", text(&output.stderr));
+    assert_eq!(s.hub.sent(), 0, "weights were fetched");
+    // The rest comes when it is needed, and the small files do not come again.
+    s.hub.reset();
+    assert!(run(&s, &["pull", REPO]).status.success());
+    s.assert_whole();
+}

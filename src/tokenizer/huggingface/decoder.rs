@@ -4,11 +4,16 @@
 //! the file is loaded, so that text can be read back as it comes; what only concerns the beginning of
 //! the text is left to [`Start`].
 
-use fancy_regex::Regex;
 use serde_json::Value;
 
+use super::super::split::Splitter;
 use super::super::vocab::Start;
 use crate::error::{Error, Result};
+
+/// The longest text that a token may stand for, in bytes.
+const MAX_TOKEN: usize = 64 << 10;
+/// The longest token that is changed by a pattern, in bytes.
+const MAX_PATTERN_TOKEN: usize = 256;
 
 /// How a token becomes bytes.
 pub(super) struct Decoding {
@@ -25,7 +30,7 @@ enum Step {
     /// A string that is replaced.
     Replace(String, String),
     /// A pattern that is replaced.
-    ReplaceRegex(Regex, String),
+    ReplaceRegex(Box<Splitter>, String),
     /// Characters that are removed from both ends.
     Strip { c: char, start: usize, stop: usize },
     /// Something that comes before each token.
@@ -106,39 +111,55 @@ impl Decoding {
     }
 
     /// The bytes that the token `name` stands for.
-    pub(super) fn bytes(&self, name: &str) -> Vec<u8> {
+    ///
+    /// # Errors
+    ///
+    /// If the token is too long for what is to be done with it.
+    pub(super) fn bytes(&self, name: &str) -> Result<Vec<u8>> {
         let mut text = Text::Chars(name.to_owned());
         for step in &self.steps {
             text = match text {
-                Text::Chars(chars) => step.apply(chars),
+                Text::Chars(chars) => step.apply(chars)?,
                 Text::Bytes(_) => break,
             };
+            if matches!(&text, Text::Chars(chars) if chars.len() > MAX_TOKEN) {
+                return Err(Error::bad_model(format!(
+                    "a token stands for more than {MAX_TOKEN} bytes"
+                ))
+                .at("key `decoder`"));
+            }
         }
-        match text {
+        Ok(match text {
             Text::Chars(chars) => chars.into_bytes(),
             Text::Bytes(bytes) => bytes,
-        }
+        })
     }
 }
 
 impl Step {
-    fn apply(&self, token: String) -> Text {
-        Text::Chars(match self {
+    fn apply(&self, token: String) -> Result<Text> {
+        Ok(Text::Chars(match self {
             Self::ByteLevel => {
                 let bytes: Option<Vec<u8>> = token.chars().map(byte_of).collect();
-                return Text::Bytes(bytes.unwrap_or_else(|| token.into_bytes()));
+                return Ok(Text::Bytes(bytes.unwrap_or_else(|| token.into_bytes())));
             }
             Self::ByteFallback => match fallback_byte(&token) {
-                Some(byte) => return Text::Bytes(vec![byte]),
+                Some(byte) => return Ok(Text::Bytes(vec![byte])),
                 None => token,
             },
             Self::Replace(from, to) => token.replace(from.as_str(), to),
-            Self::ReplaceRegex(regex, to) => {
-                regex.replace_all(&token, fancy_regex::NoExpand(to)).into_owned()
+            // There may be a million of them, so each must be done at once.
+            Self::ReplaceRegex(..) if token.len() > MAX_PATTERN_TOKEN => {
+                return Err(Error::not_supported(format!(
+                    "a token of {} bytes is to be changed by a pattern, expected at most {MAX_PATTERN_TOKEN}",
+                    token.len()
+                ))
+                .at("key `decoder`"));
             }
+            Self::ReplaceRegex(regex, to) => regex.replace_all(&token, to)?,
             Self::Strip { c, start, stop } => strip_ends(&token, *c, *start, *stop).to_owned(),
             Self::Before(text) => format!("{text}{token}"),
-        })
+        }))
     }
 }
 
@@ -165,10 +186,7 @@ fn replace(value: &Value, fused: bool) -> Result<Step> {
             Ok(Step::Replace(from.to_owned(), to))
         }
         (None, Some(regex)) if !fused => {
-            let regex = Regex::new(regex).map_err(|e| {
-                Error::bad_model(format!("the pattern `{regex}` is not usable: {e}"))
-            })?;
-            Ok(Step::ReplaceRegex(regex, to))
+            Ok(Step::ReplaceRegex(Box::new(Splitter::new(regex)?), to))
         }
         _ => Err(bad()),
     }
@@ -231,17 +249,20 @@ mod tests {
             {"type": "Strip", "content": " ", "start": 1, "stop": 0}]})))
         .unwrap();
         assert_eq!(d.start, Start::Strip { c: ' ', n: 1 });
-        assert_eq!(d.bytes("▁mot▁"), b" mot ");
-        assert_eq!(d.bytes("<0xE2>"), b"\xe2");
+        assert_eq!(d.bytes("▁mot▁").unwrap(), b" mot ");
+        assert_eq!(d.bytes("<0xE2>").unwrap(), b"\xe2");
         for no_byte in ["<0x-1>", "<0xZZ>", "<0x+1>", "<0x1>", "<0x100>"] {
-            assert_eq!(d.bytes(no_byte), no_byte.as_bytes());
+            assert_eq!(d.bytes(no_byte).unwrap(), no_byte.as_bytes());
         }
     }
 
     #[test]
     fn words_have_spaces_where_there_is_no_decoder() {
         let d = Decoding::read(None).unwrap();
-        assert_eq!((d.bytes("mot"), d.start), (b" mot".to_vec(), Start::Strip { c: ' ', n: 1 }));
+        assert_eq!(
+            (d.bytes("mot").unwrap(), d.start),
+            (b" mot".to_vec(), Start::Strip { c: ' ', n: 1 })
+        );
     }
 
     #[test]
