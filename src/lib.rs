@@ -11,7 +11,7 @@
 //!    [`memory`] tells beforehand what it needs.
 //! 4. [`tokenizer`] turns text into ids and back, [`chat`] a conversation into a prompt.
 //! 5. [`mod@generate`] runs prefill and decode over a [`cache`], and [`sample`] chooses each id.
-//! 6. [`eval`] measures perplexity, and how far a format is from another.
+//! 6. [`eval`] measures perplexity, and how far a format is from another; [`mod@quantize`] packs weights once and for all.
 //!
 //! # A first text
 //!
@@ -50,6 +50,7 @@ pub mod nn;
 pub mod ops;
 #[cfg(feature = "hub")]
 mod platform;
+pub mod quantize;
 pub mod sample;
 pub mod tokenizer;
 

@@ -135,7 +135,7 @@ impl Model {
     }
 
     /// Where the files of the model are that `name` tells, fetched if need be, and how reports call it.
-    fn find(name: &str, options: &LoadOptions) -> Result<(String, ModelFiles)> {
+    pub(crate) fn find(name: &str, options: &LoadOptions) -> Result<(String, ModelFiles)> {
         let reference = ModelRef::parse(Some(name).filter(|name| !name.is_empty()))?;
         let silent = Silent;
         let progress: &dyn hub::Progress = match &options.progress {

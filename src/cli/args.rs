@@ -119,7 +119,7 @@ impl ModelArgs {
         plan.placement(&self.options(&Arc::new(LoadBar::new(false))))
     }
 
-    fn options(&self, bar: &Arc<LoadBar>) -> LoadOptions {
+    pub(super) fn options(&self, bar: &Arc<LoadBar>) -> LoadOptions {
         let mut hub = HubOptions::from_env();
         hub.offline |= self.offline;
         LoadOptions {

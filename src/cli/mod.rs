@@ -17,6 +17,7 @@ mod list;
 mod logits;
 #[cfg(feature = "hub")]
 mod pull;
+mod quantize;
 mod reasoning;
 mod signals;
 mod talk;
@@ -66,6 +67,8 @@ enum Command {
     Eval(eval::Args),
     /// Write the logits of given token ids to a file
     Logits(logits::Args),
+    /// Pack a model's weights into a folder that loads at once
+    Quantize(quantize::Args),
     /// Show what a model is: shapes, parameters, memory
     Inspect(inspect::Args),
     /// Turn text into token ids, or ids into text
@@ -97,6 +100,7 @@ pub(crate) fn run() -> Result<ExitCode> {
         Command::Bench(args) => bench::run(args),
         Command::Eval(args) => eval::run(args),
         Command::Logits(args) => logits::run(args),
+        Command::Quantize(args) => quantize::run(args),
         Command::Inspect(args) => inspect::run(args),
         Command::Tokenize(args) => tokenize::run(args),
         Command::Template(args) => template::run(args),

@@ -98,6 +98,11 @@ impl Plan {
         if wanted != Format::Auto {
             return wanted;
         }
+        let packed = self.checkpoint.names().filter_map(Format::of_packed);
+        // Beside 4-bit matrices there are others, for the head.
+        if let Some(format) = packed.min_by_key(|format| format.bits().map(|bits| bits as u32)) {
+            return format;
+        }
         let largest = self.checkpoint.tensors().max_by_key(|tensor| tensor.bytes.len());
         match largest.map(|tensor| tensor.dtype) {
             Some(Dtype::F16) => Format::F16,

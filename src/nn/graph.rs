@@ -13,7 +13,7 @@ use crate::nn::block::{self, Block};
 use crate::nn::linear::Linear;
 use crate::nn::mixer::MemoryOf;
 use crate::nn::position::Frequencies;
-use crate::nn::weight::{At, Loader};
+use crate::nn::weight::{At, Loader, Witness};
 use crate::ops::{Cpu, Format, KvFormat, NormWeight, Ops, Rotation};
 
 /// Tokens that pass through the graph together: enough to read each weight seldom, few enough for small buffers.
@@ -475,6 +475,25 @@ pub fn rehearse(architecture: &Architecture, checkpoint: &Checkpoint) -> Result<
     let mut silent = |_, _| {};
     let mut l = Loader::new(&device, checkpoint, architecture, Format::Auto, &mut silent)?;
     l.rehearse();
+    Weights::load(&mut l, &vec![None; architecture.layers.len()])?;
+    l.finish()
+}
+
+/// Takes every weight to the device, shows it to `witness`, and lets it go.
+///
+/// # Errors
+///
+/// If a tensor is missing, left over, or has another shape, or the witness fails.
+pub fn show_weights<D: Ops>(
+    device: &D,
+    architecture: &Architecture,
+    checkpoint: &Checkpoint,
+    format: Format,
+    witness: &mut dyn Witness<D>,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<()> {
+    let mut l = Loader::new(device, checkpoint, architecture, format, progress)?;
+    l.show(witness);
     Weights::load(&mut l, &vec![None; architecture.layers.len()])?;
     l.finish()
 }

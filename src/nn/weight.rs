@@ -46,6 +46,26 @@ pub struct Loader<'a, D> {
     loaded_bytes: u64,
     progress: &'a mut dyn FnMut(u64, u64),
     rehearsal: bool,
+    witness: Option<&'a mut dyn Witness<D>>,
+    /// Whether what is read now becomes a matrix.
+    in_matrix: bool,
+}
+
+/// Is shown every weight while it is taken: what writes packed weights to a file.
+pub trait Witness<D: Ops> {
+    /// A matrix on the device, the name that it has when it is packed (without its format), and what it came from.
+    ///
+    /// # Errors
+    ///
+    /// If the witness cannot go on.
+    fn matrix(&mut self, name: String, from: &TensorData, weight: &D::Weight) -> Result<()>;
+
+    /// A tensor that is used as it is stored.
+    ///
+    /// # Errors
+    ///
+    /// If the witness cannot go on.
+    fn stored(&mut self, tensor: &TensorData) -> Result<()>;
 }
 
 impl<'a, D: Ops> Loader<'a, D> {
@@ -63,6 +83,7 @@ impl<'a, D: Ops> Loader<'a, D> {
     ) -> Result<Self> {
         let prefix = prefix(architecture, checkpoint)?;
         let (used, loaded_bytes, rehearsal) = (BTreeSet::new(), 0, false);
+        let (witness, in_matrix) = (None, false);
         Ok(Self {
             device,
             checkpoint,
@@ -73,7 +94,14 @@ impl<'a, D: Ops> Loader<'a, D> {
             loaded_bytes,
             progress,
             rehearsal,
+            witness,
+            in_matrix,
         })
+    }
+
+    /// From now on, `witness` is shown every weight, and matrices come out empty.
+    pub fn show(&mut self, witness: &'a mut dyn Witness<D>) {
+        self.witness = Some(witness);
     }
 
     /// From now on, matrices are checked but not taken: they come out empty.
@@ -99,14 +127,69 @@ impl<'a, D: Ops> Loader<'a, D> {
     ///
     /// If it is missing or has another shape or an unknown dtype.
     pub fn matrix(&mut self, part: Part, at: At, shape: [usize; 2]) -> Result<D::Weight> {
-        let tensor = self.projection(part, at, "weight", &shape)?;
+        if let Some((tensor, format)) = self.packed(part, at) {
+            return self.take_packed(part, tensor, format, shape);
+        }
+        self.in_matrix = true;
+        let tensor = self.projection(part, at, "weight", &shape);
+        self.in_matrix = false;
+        let tensor = tensor?;
         if self.rehearsal {
             return self.device.weight(&hollow(&tensor), Format::Auto);
         }
         let format = self.format_of(part);
-        self.device
+        let weight = self
+            .device
             .weight(&tensor, format)
-            .map_err(|e| e.at(format!("`{}`", tensor.name)).at(&tensor.file))
+            .map_err(|e| e.at(format!("`{}`", tensor.name)).at(&tensor.file))?;
+        let name = self.packed_name(part, at);
+        let Some(witness) = &mut self.witness else { return Ok(weight) };
+        witness.matrix(name, &tensor, &weight)?;
+        self.device.weight(&hollow(&tensor), Format::Auto)
+    }
+
+    /// The name of the matrix of `part` when it is packed, without its format: that of the family, if it has one.
+    fn packed_name(&self, part: Part, at: At) -> String {
+        let names = self.architecture.stored.names;
+        let own = names.module(part, self.prefix, at.layer, at.expert);
+        own.unwrap_or_else(|| format!("{part:?}.{}.{}", at.layer, at.expert))
+    }
+
+    /// The packed matrix of `part`, if the checkpoint has one.
+    fn packed(&self, part: Part, at: At) -> Option<(&'a TensorData, Format)> {
+        let name = self.packed_name(part, at);
+        Format::ALL.iter().find_map(|format| {
+            let tensor = self.checkpoint.get(&format!("{name}.{}", format.packed_suffix()))?;
+            Some((tensor, *format))
+        })
+    }
+
+    /// A packed matrix: used where it is.
+    fn take_packed(
+        &mut self,
+        part: Part,
+        tensor: &'a TensorData,
+        format: Format,
+        shape: [usize; 2],
+    ) -> Result<D::Weight> {
+        let wanted = self.format_of(part);
+        if ![Format::Auto, format].contains(&wanted) {
+            return Err(tensor
+                .error(format!("the weights are packed as {format} and cannot become {wanted}"))
+                .hint("the model they were made from, or no --format"));
+        }
+        self.mark(tensor);
+        let weight = self.device.packed_weight(tensor, format, shape)?;
+        if self.rehearsal { self.device.weight(&hollow(tensor), Format::Auto) } else { Ok(weight) }
+    }
+
+    /// Marks a tensor as used, and tells how far loading has come.
+    fn mark(&mut self, tensor: &TensorData) {
+        // The parts of a fused matrix each come here: its bytes count once.
+        if self.used.insert(tensor.name.clone()) {
+            self.loaded_bytes += tensor.bytes.len() as u64;
+            (self.progress)(self.loaded_bytes, self.checkpoint.total_bytes());
+        }
     }
 
     /// The matrix of `part`, `[rows, cols]`, of which only rows are looked up.
@@ -384,11 +467,8 @@ impl<'a, D: Ops> Loader<'a, D> {
         if tensor.shape != shape {
             return Err(mismatch(part, tensor, shape));
         }
-        // The parts of a fused matrix each come here: its bytes count once.
-        if self.used.insert(name.clone()) {
-            self.loaded_bytes += tensor.bytes.len() as u64;
-            (self.progress)(self.loaded_bytes, self.checkpoint.total_bytes());
-        }
+        self.mark(tensor);
+        self.show_stored(tensor)?;
         Ok(tensor)
     }
 
@@ -408,7 +488,16 @@ impl<'a, D: Ops> Loader<'a, D> {
                 .so("without it every number would be wrong"));
         };
         self.used.insert(scale.name.clone());
+        self.show_stored(scale)?;
         Ok(scale)
+    }
+
+    /// Shows a tensor to the witness that is not read for a matrix.
+    fn show_stored(&mut self, tensor: &TensorData) -> Result<()> {
+        match &mut self.witness {
+            Some(witness) if !self.in_matrix => witness.stored(tensor),
+            _ => Ok(()),
+        }
     }
 
     fn missing(&self, part: Part, name: &str) -> Error {
@@ -438,8 +527,10 @@ impl<'a, D: Ops> Loader<'a, D> {
 fn prefix(architecture: &Architecture, checkpoint: &Checkpoint) -> Result<Prefix> {
     let names = architecture.stored.names;
     let embed = |prefix: Prefix| names.module(Part::Embed, prefix, 0, 0).map(|m| m + ".weight");
-    let is_there =
-        |prefix: &&Prefix| embed(**prefix).is_some_and(|name| checkpoint.get(&name).is_some());
+    let is_there = |prefix: &&Prefix| {
+        let stored = embed(**prefix).is_some_and(|name| checkpoint.get(&name).is_some());
+        stored || has_packed(architecture, checkpoint, Part::Embed, **prefix)
+    };
     names.prefixes.iter().find(is_there).copied().ok_or_else(|| {
         let expected = names.prefixes.first().and_then(|p| embed(*p)).unwrap_or_default();
         let some: Vec<&str> = checkpoint.names().take(3).collect();
@@ -453,10 +544,22 @@ fn prefix(architecture: &Architecture, checkpoint: &Checkpoint) -> Result<Prefix
     })
 }
 
+/// Whether the checkpoint has the matrix of `part` packed.
+fn has_packed(
+    architecture: &Architecture,
+    checkpoint: &Checkpoint,
+    part: Part,
+    prefix: Prefix,
+) -> bool {
+    let Some(module) = architecture.stored.names.module(part, prefix, 0, 0) else { return false };
+    let name = |format: &Format| format!("{module}.{}", format.packed_suffix());
+    Format::ALL.iter().any(|format| checkpoint.get(&name(format)).is_some())
+}
+
 /// A matrix without rows in the place of `tensor`.
 fn hollow(tensor: &TensorData) -> TensorData {
     let mut hollow = tensor.clone();
-    hollow.shape[0] = 0;
+    hollow.shape = vec![0, tensor.shape.last().copied().unwrap_or(0)];
     (hollow.dtype, hollow.bytes) = (Dtype::F32, Bytes::from(Vec::new()));
     hollow
 }
@@ -473,6 +576,11 @@ pub fn untie_stored_head(
         return None;
     }
     let prefix = prefix(architecture, checkpoint).ok()?;
+    if has_packed(architecture, checkpoint, Part::Head, prefix) {
+        // It was packed beside the embedding because it differs from it, and the user was told then.
+        architecture.head.tied = false;
+        return None;
+    }
     let stored = |part| {
         let module = architecture.stored.names.module(part, prefix, 0, 0)?;
         checkpoint.get(&format!("{module}.weight"))

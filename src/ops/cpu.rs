@@ -154,6 +154,19 @@ impl Ops for Cpu {
         CpuWeight::table(tensor)
     }
 
+    fn packed_weight(
+        &self,
+        tensor: &TensorData,
+        format: Format,
+        shape: [usize; 2],
+    ) -> Result<CpuWeight> {
+        CpuWeight::mapped(tensor, format, shape)
+    }
+
+    fn packed_bytes<'w>(&self, weight: &'w CpuWeight) -> Option<(Format, &'w [u8])> {
+        weight.packed().ok().map(|packed| (weight::format_of(packed), packed.bytes()))
+    }
+
     fn kv(&self, shape: KvShape) -> Result<CpuKv> {
         Ok(CpuKv::new(shape))
     }

@@ -241,6 +241,21 @@ pub trait Ops: Sized + Send + Sync + 'static {
     fn weight(&self, tensor: &TensorData, format: Format) -> Result<Self::Weight>;
     /// The same for a matrix of which only rows are looked up ([`Ops::embed`]), in the format in which it is stored.
     fn table(&self, tensor: &TensorData) -> Result<Self::Weight>;
+    /// A matrix `[rows, cols]` that was packed before: its bytes, used where they are.
+    fn packed_weight(
+        &self,
+        tensor: &TensorData,
+        format: Format,
+        shape: [usize; 2],
+    ) -> Result<Self::Weight> {
+        let _ = (tensor, format, shape);
+        Err(unavailable("with weights that were packed for the CPU"))
+    }
+    /// A matrix's bytes as [`Ops::packed_weight`] takes them, and their format; `None` where it is not packed.
+    fn packed_bytes<'w>(&self, weight: &'w Self::Weight) -> Option<(Format, &'w [u8])> {
+        let _ = weight;
+        None
+    }
     /// An empty key/value storage.
     fn kv(&self, shape: KvShape) -> Result<Self::Kv>;
 
@@ -395,6 +410,17 @@ fn unavailable(what: &str) -> Error {
 }
 
 impl Format {
+    /// How the name of a tensor ends that holds a matrix packed in this format. The number is the layout's.
+    pub(crate) fn packed_suffix(self) -> String {
+        format!("packed_{self}_v1")
+    }
+
+    /// The format of a packed tensor, by its name.
+    pub(crate) fn of_packed(name: &str) -> Option<Self> {
+        let (_, suffix) = name.rsplit_once('.')?;
+        Self::ALL.iter().copied().find(|format| suffix == format.packed_suffix())
+    }
+
     /// Every format that weights can have in memory.
     pub const ALL: &'static [Self] = &[Self::F32, Self::Bf16, Self::F16, Self::Q8, Self::Q4];
 }

@@ -1,6 +1,6 @@
 //! Weights in main memory: packed for the kernels, or, where only single rows are ever read, as the checkpoint has them.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use half::f16;
 use safetensors::Dtype;
@@ -13,6 +13,15 @@ use tramontane_kernels::{Isa, Pool};
 use crate::checkpoint::{Bytes, TensorData};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ops::Format;
+
+/// Bytes of a checkpoint, as the kernels hold them.
+struct Mapped(Bytes);
+
+impl AsRef<[u8]> for Mapped {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
 
 /// A weight matrix `[rows, cols]`.
 pub enum CpuWeight {
@@ -48,6 +57,15 @@ impl CpuWeight {
             .hint("a smaller format (--format) or model")
         })?;
         tensor.bytes.release();
+        Ok(Self::Packed(packed))
+    }
+
+    /// A matrix that was packed before, where the checkpoint has it.
+    pub(super) fn mapped(tensor: &TensorData, format: Format, shape: [usize; 2]) -> Result<Self> {
+        let format = packed_format(tensor, format);
+        let (owner, range) = (Arc::new(Mapped(tensor.bytes.clone())), 0..tensor.bytes.len());
+        let packed = Packed::new(format, shape[0], shape[1], owner, range);
+        let packed = packed.map_err(|e| tensor.error(format!("`{}`: {e}", tensor.name)))?;
         Ok(Self::Packed(packed))
     }
 
@@ -114,6 +132,17 @@ fn dense(tensor: &TensorData) -> Result<Dense<'_>> {
             tensor.name, tensor.dtype
         ))
     })
+}
+
+/// How the graph calls the format of a packed matrix.
+pub(super) fn format_of(packed: &Packed) -> Format {
+    match packed.format() {
+        PackedFormat::F32 => Format::F32,
+        PackedFormat::Bf16 => Format::Bf16,
+        PackedFormat::F16 => Format::F16,
+        PackedFormat::Q8 => Format::Q8,
+        PackedFormat::Q4 => Format::Q4,
+    }
 }
 
 fn packed_format(tensor: &TensorData, format: Format) -> PackedFormat {
