@@ -6,11 +6,13 @@
 //! - [`cpu`]: the kernels;
 //! - [`cuda`]: the kernels for NVIDIA GPUs, and how they are launched;
 //! - [`reference`](mod@reference): the same in plain loops, the definition of right;
+//! - [`bandwidth`]: how fast the machine reads memory, the ceiling of a decoded token;
 //! - [`cases`]: the shapes and tolerances with which every kernel is tested and timed.
 //!
 //! **Determinism.** For one instruction set, a result has the same bits for any number of threads: work is split by
 //! rows, heads and tokens, and no sum is ever split between threads.
 
+pub mod bandwidth;
 pub mod cases;
 pub mod cpu;
 pub mod cuda;

@@ -9,7 +9,7 @@
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use tramontane_kernels::memory::Arena;
+use tramontane_kernels::bandwidth::read_bandwidth;
 use tramontane_kernels::{Isa, Pool, default_threads};
 
 /// Seconds of a call: the best and the median of as many as fit into a third of a second.
@@ -49,7 +49,8 @@ impl Machine {
         let threads = std::env::var("BENCH_THREADS").ok().and_then(|n| n.parse().ok());
         let pool = Pool::new(threads.unwrap_or_else(default_threads));
         let isa = Isa::from_env().unwrap_or_else(|error| panic!("{error}"));
-        let (bandwidth, flops) = (bandwidth(&pool), flops(&pool));
+        let bandwidth = read_bandwidth(&pool).unwrap_or_else(|error| panic!("{error}"));
+        let flops = flops(&pool);
         println!(
             "{isa:?}, {} threads: read {:.1} GB/s, f32 {:.0} GFLOP/s",
             pool.n_threads(),
@@ -70,33 +71,6 @@ pub(crate) fn report(name: &str, time: Seconds, work: f64, unit: &str, peak: f64
         median / 1e9,
         100.0 * best / peak,
     );
-}
-
-/// Reads half a gigabyte in huge pages, four streams in each thread.
-fn bandwidth(pool: &Pool) -> f64 {
-    const LEN: usize = 512 << 20;
-    const STREAMS: usize = 4;
-    let mut block = Arena::new().take(LEN).unwrap_or_else(|error| panic!("{error}"));
-    block.bytes_mut().fill(1);
-    let (lines, _) = block.as_ref().as_chunks::<64>();
-    let parts = pool.n_threads() * 8;
-    let time = time(|| {
-        pool.run(parts, &|part| {
-            let piece = lines.len() / parts / STREAMS;
-            let at = |stream: usize| &lines[(part * STREAMS + stream) * piece..][..piece];
-            let streams: [_; STREAMS] = std::array::from_fn(at);
-            let mut sums = [[0_u64; 8]; STREAMS];
-            for i in 0..piece {
-                for (sums, stream) in sums.iter_mut().zip(streams) {
-                    for (sum, word) in sums.iter_mut().zip(stream[i].as_chunks::<8>().0) {
-                        *sum ^= u64::from_ne_bytes(*word);
-                    }
-                }
-            }
-            black_box(sums);
-        });
-    });
-    LEN as f64 / time.best
 }
 
 /// Multiply-adds on registers.

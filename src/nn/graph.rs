@@ -369,12 +369,14 @@ impl<D: Ops> Graph<D> {
         logits: &mut Vec<f32>,
     ) -> Result<()> {
         let (d, hidden, vocab) = (&self.device, self.architecture.hidden, self.architecture.vocab);
-        let wanted: Vec<usize> = match rows {
+        let first = match rows {
             Rows::None => return Ok(()),
-            Rows::Last => vec![n - 1],
-            Rows::All => (0..n).collect(),
+            Rows::Last => n - 1,
+            Rows::All => 0,
         };
-        for some in wanted.chunks(LOGIT_ROWS) {
+        for from in (first..n).step_by(LOGIT_ROWS) {
+            let some: [usize; LOGIT_ROWS] = std::array::from_fn(|i| from + i);
+            let some = &some[..LOGIT_ROWS.min(n - from)];
             d.gather(&b.x, hidden, some, &mut b.last)?;
             d.norm_in_place(&self.final_norm, &mut b.last, some.len())?;
             let head = self.head.as_ref().unwrap_or(&self.embed);

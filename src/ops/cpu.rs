@@ -9,6 +9,7 @@ mod weight;
 
 use std::sync::{Mutex, PoisonError};
 
+use tramontane_kernels::bandwidth::read_bandwidth;
 use tramontane_kernels::cpu::attention::{self, KvView};
 use tramontane_kernels::cpu::elementwise as element;
 use tramontane_kernels::cpu::input::Input;
@@ -110,6 +111,15 @@ impl Cpu {
     #[must_use]
     pub fn instructions() -> Vec<&'static str> {
         Isa::available().into_iter().map(Isa::name).collect()
+    }
+
+    /// Bytes per second that all threads together read from memory: the ceiling of a decoded token.
+    ///
+    /// # Errors
+    ///
+    /// If there is no memory to read.
+    pub fn bandwidth(&self) -> Result<f64> {
+        read_bandwidth(&self.pool).map_err(|e| Error::new(ErrorKind::NoMemory, e.to_string()))
     }
 
     /// Threads that compute.

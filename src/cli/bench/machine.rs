@@ -1,11 +1,9 @@
 //! The machine under test: its name, its settings, and how fast it reads memory.
 
-use std::hint::black_box;
-use std::time::Instant;
-
 #[cfg(feature = "cuda")]
 use tramontane::DeviceChoice;
 use tramontane::error::Result;
+use tramontane::ops::Cpu;
 use tramontane::{Error, ModelInfo};
 
 /// What bounds and describes a measurement.
@@ -19,15 +17,14 @@ pub(super) struct Machine {
     pub(super) bandwidth: f64,
 }
 
-/// Bytes that are read for the measurement: far more than any cache holds.
-const BUFFER: usize = 512 << 20;
-
 impl Machine {
     /// Describes this machine, and measures the memory of the device that `model` is on.
     pub(super) fn measure(model: &ModelInfo) -> Result<Self> {
         let gpu = model.device.starts_with("cuda").then(|| model.device.clone());
-        let bandwidth =
-            if gpu.is_some() { of_gpu(&model.device)? } else { of_threads(model.threads) };
+        let bandwidth = match gpu {
+            Some(_) => of_gpu(&model.device)?,
+            None => Cpu::new(Some(model.threads))?.bandwidth()?,
+        };
         Ok(Self { cpu: cpu_name(), governor: governor(), gpu, bandwidth })
     }
 }
@@ -45,33 +42,6 @@ fn of_gpu(device: &str) -> Result<f64> {
 #[cfg(not(feature = "cuda"))]
 fn of_gpu(device: &str) -> Result<f64> {
     Err(Error::bad_input(format!("`{device}` is not a GPU")))
-}
-
-/// Reads memory with `threads` threads: the best of five passes.
-fn of_threads(threads: usize) -> f64 {
-    let buffer = vec![1u64; BUFFER / 8];
-    let pass = || {
-        let start = Instant::now();
-        std::thread::scope(|scope| {
-            for part in buffer.chunks(buffer.len().div_ceil(threads)) {
-                scope.spawn(move || black_box(sum(part)));
-            }
-        });
-        BUFFER as f64 / start.elapsed().as_secs_f64()
-    };
-    (0..5).map(|_| pass()).fold(0.0, f64::max)
-}
-
-/// Eight sums at once, so that memory and not the addition is the bound.
-fn sum(part: &[u64]) -> u64 {
-    let (eights, rest) = part.as_chunks::<8>();
-    let mut sums = [0u64; 8];
-    for eight in eights {
-        for (sum, x) in sums.iter_mut().zip(eight) {
-            *sum = sum.wrapping_add(*x);
-        }
-    }
-    sums.iter().chain(rest).fold(0, |a, b| a.wrapping_add(*b))
 }
 
 fn cpu_name() -> String {
