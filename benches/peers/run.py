@@ -82,7 +82,7 @@ def candle(a, folder):
     target = f"{a.scratch}/candle-target"
     build = ["cargo", "build", "-q", "--release", "--manifest-path", manifest, "--target-dir", target]
     subprocess.run(build, check=True)
-    program = glob.glob(f"{target}/release/*candle*")[0]
+    program = f"{target}/release/peer-candle"
     command = [program, folder, "f32", str(a.prompt), str(a.generate)]
     env = dict(os.environ, RAYON_NUM_THREADS=str(a.threads))
     out = subprocess.run(command, check=True, capture_output=True, text=True, env=env).stdout
