@@ -69,12 +69,16 @@ fn list(ids: &[u32]) -> String {
 
 /// The logits of a prompt from `tramontane logits --device cuda`.
 fn logits(model: &Path, ids: &[u32], format: &str) -> Vec<f32> {
+    logits_on("cuda", model, ids, format)
+}
+
+fn logits_on(device: &str, model: &Path, ids: &[u32], format: &str) -> Vec<f32> {
     let out = tempfile::tempdir().unwrap();
     let file = out.path().join("out.safetensors");
     let (file_text, ids) = (file.to_str().unwrap(), list(ids));
     let args = ["logits", "-m", model.to_str().unwrap(), "--ids", &ids, "--format", format];
     let (output, log) =
-        run("on", &[&args[..], &["--device", "cuda", "--output", file_text]].concat());
+        run("on", &[&args[..], &["--device", device, "--output", file_text]].concat());
     assert!(output.status.success(), "{}\n{log}", stderr(&output));
     assert_eq!(log, "");
     let bytes = std::fs::read(&file).unwrap();
@@ -136,6 +140,52 @@ fn check(name: &str) {
             );
         }
     }
+}
+
+#[test]
+fn packed_weights_give_what_the_cpu_gives() {
+    // More tokens than read the packed weights themselves, so that the widened ones are used too.
+    let model = folder("mistral_v03");
+    let ids: Vec<u32> = Expected::of("mistral_v03").ids("input_ids_0");
+    let ids: Vec<u32> = ids.iter().copied().cycle().take(40).collect();
+    // The CPU rounds the activations that meet q4 to 8 bits.
+    for (format, rel_l2) in [("q8", 5e-3), ("q4", 4e-2)] {
+        for ids in [&ids[..], &ids[..5]] {
+            let on_cpu = logits_on("cpu", &model, ids, format);
+            let distance = Distance::between(&logits(&model, ids, format), &on_cpu);
+            eprintln!("{format}, {} tokens: {distance}", ids.len());
+            assert!(distance.within(Distance { max_abs: 1.0, rel_l2 }), "{format}: {distance}");
+        }
+    }
+    let (output, log) = run("on", &[&BRISE[..], &["--format", "q8"]].concat());
+    assert_eq!(log, "");
+    let (on_cpu, _) = run("on", &[&BRISE[..], &["--format", "q8", "--device", "cpu"]].concat());
+    assert_eq!(json(&output)["text"], json(&on_cpu)["text"]);
+    assert!(json(&output)["model"]["device"].as_str().unwrap().starts_with("cuda:0"));
+}
+
+#[test]
+fn weights_that_were_packed_before_are_taken_as_they_are() {
+    let dir = tempfile::tempdir().unwrap();
+    // q4 also packs its head in q8; in bf16 the panels are put back into rows.
+    for format in ["q4", "bf16"] {
+        let folder = dir.path().join(format);
+        let folder = folder.to_str().unwrap();
+        let (output, _) = run("on", &["quantize", "--format", format, "-o", folder]);
+        assert!(output.status.success(), "{}", stderr(&output));
+        let args = [&BRISE[..], &["-m", folder]].concat();
+        let (output, log) = run("on", &[&args[..], &["--device", "cuda"]].concat());
+        assert_eq!(log, "");
+        let (on_cpu, _) = run("on", &[&args[..], &["--device", "cpu"]].concat());
+        assert_eq!(json(&output)["text"], json(&on_cpu)["text"], "{format}");
+    }
+}
+
+#[test]
+fn a_cache_without_kernels_is_named() {
+    let (output, _) = run("on", &[&BRISE[..], &["--kv", "q8", "--device", "cuda"]].concat());
+    assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+    assert!(stderr(&output).contains("a cache in q8"), "{}", stderr(&output));
 }
 
 /// What the built-in model writes on the CPU.

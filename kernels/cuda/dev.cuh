@@ -21,6 +21,8 @@ DEV float shuffle_xor(float v, int m) { return __shfl_xor_sync(0xffffffffu, v, m
 DEV float infinity() { return __int_as_float(0x7f800000); }
 DEV float as_float(u32 x) { return __uint_as_float(x); }
 DEV u32 as_bits(float x) { return __float_as_uint(x); }
+// Four of the eight bytes of `a` and `b`, one for each half byte of the selector.
+DEV u32 permute(u32 a, u32 b, u32 selector) { return __byte_perm(a, b, selector); }
 DEV float larger(float a, float b) { return fmaxf(a, b); }
 DEV int smaller_int(int a, int b) { return a < b ? a : b; }
 DEV int larger_int(int a, int b) { return a > b ? a : b; }

@@ -6,20 +6,23 @@
 mod attention;
 mod launch;
 mod matmul;
+mod packed;
 
 pub use attention::{AttendArgs, CHUNK, PAGE, attend, max_shared, page_bytes, partial_len, store};
 pub use launch::{Args, Launch};
 pub use matmul::{MAX_GEMV, Matmul, matmul, round, rounded_bytes};
+pub use packed::{MAX_PACKED, Packed, PackedMatmul, embed_packed, matmul_packed, widened_bytes};
 
 use crate::cpu::elementwise::{Activation, Rope, RopeStyle};
 
 /// The committed PTX, a file for each source.
-const PTX: [&str; 6] = [
+const PTX: [&str; 7] = [
     include_str!("ptx/attend_decode.ptx"),
     include_str!("ptx/attend_prefill.ptx"),
     include_str!("ptx/elementwise.ptx"),
     include_str!("ptx/matmul.ptx"),
     include_str!("ptx/norm.ptx"),
+    include_str!("ptx/packed.ptx"),
     include_str!("ptx/top.ptx"),
 ];
 

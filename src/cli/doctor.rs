@@ -59,6 +59,8 @@ fn cuda() -> Value {
             (Format::F32, KvFormat::F32),
             (Format::F16, KvFormat::F16),
             (Format::Bf16, KvFormat::F16),
+            (Format::Q8, KvFormat::F16),
+            (Format::Q4, KvFormat::F16),
         ] {
             device.self_test(format, kv, cuda::HeadShape { head_dim: 128, group: 4 })?;
         }

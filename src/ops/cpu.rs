@@ -15,6 +15,8 @@ use tramontane_kernels::cpu::elementwise as element;
 use tramontane_kernels::cpu::input::Input;
 use tramontane_kernels::cpu::linear::{Linear, gated_linear, linear};
 use tramontane_kernels::cpu::mamba;
+#[cfg(feature = "cuda")]
+use tramontane_kernels::cpu::pack::unpack_rows;
 use tramontane_kernels::memory::Arena;
 use tramontane_kernels::packed::{Format as PackedFormat, Packed};
 use tramontane_kernels::{Isa, Pool, default_threads};
@@ -99,6 +101,33 @@ impl Cpu {
             _ => {}
         }
         Ok(())
+    }
+
+    /// A matrix in the panels of a quantised format, in memory of its own: on its way to another device.
+    #[cfg(feature = "cuda")]
+    pub(super) fn panels(&self, tensor: &TensorData, format: Format) -> Result<Packed> {
+        let weight = CpuWeight::pack(self.isa, &self.pool, &Mutex::default(), tensor, format)?;
+        weight.packed().cloned()
+    }
+
+    /// A matrix that was packed before.
+    #[cfg(feature = "cuda")]
+    pub(super) fn mapped(
+        &self,
+        tensor: &TensorData,
+        format: Format,
+        shape: [usize; 2],
+    ) -> Result<Packed> {
+        CpuWeight::mapped(tensor, format, shape)?.packed().cloned()
+    }
+
+    /// The values of a packed matrix, row after row.
+    #[cfg(feature = "cuda")]
+    pub(super) fn unpack(&self, packed: &Packed) -> Vec<f32> {
+        let rows: Vec<u32> = (0..packed.rows() as u32).collect();
+        let mut values = vec![0.0; packed.rows() * packed.cols()];
+        unpack_rows(self.isa, &self.pool, packed, &rows, &mut values);
+        values
     }
 
     /// `cpu` and its instruction set.

@@ -19,7 +19,7 @@ use tramontane_models::spec::Attention;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::nn::graph::check_mixers;
-use crate::ops::{Format, KvFormat, NormWeight};
+use crate::ops::{Cpu, Format, KvFormat, NormWeight};
 
 pub use driver::{DeviceInfo, devices, has_driver};
 use driver::{Gpu, Memory};
@@ -35,6 +35,8 @@ const BANDWIDTH_BYTES: u64 = 1 << 30;
 /// An NVIDIA GPU.
 pub struct Cuda {
     gpu: Arc<Gpu>,
+    /// Packs weights on their way to the GPU.
+    host: Cpu,
     scratch: Mutex<Scratch>,
 }
 
@@ -43,6 +45,8 @@ pub struct Cuda {
 struct Scratch {
     /// Inputs rounded to the type of the weights.
     rounded: Option<Memory>,
+    /// Weights of 8 and 4 bits as f16.
+    wide: Option<Memory>,
     /// Attention over single chunks of the sequence.
     partial: Option<Memory>,
     /// Ids, rows and factors from the host.
@@ -81,7 +85,8 @@ impl Cuda {
             };
             return Err(Error::new(ErrorKind::Device, what));
         };
-        Ok(Self { gpu: Gpu::open(info.clone())?, scratch: Mutex::default() })
+        let (gpu, host) = (Gpu::open(info.clone())?, Cpu::new(None)?);
+        Ok(Self { gpu, host, scratch: Mutex::default() })
     }
 
     /// `cuda:N` and the name of the device.
@@ -128,29 +133,15 @@ impl Cuda {
         selftest::run(self, format, kv, heads)
     }
 
-    /// Whether there are kernels for weights in `format`.
-    #[must_use]
-    pub fn has_format(format: Format) -> bool {
-        weight::element(format).is_some()
-    }
-
     /// Refuses a model that needs a kernel which does not exist.
     ///
     /// # Errors
     ///
-    /// If a layer is not plain attention, a head is wider than the kernels take, or there are no kernels for weights in
-    /// `format` or a cache in `kv`.
-    pub fn check_supported(
-        &self,
-        architecture: &Architecture,
-        format: Format,
-        kv: KvFormat,
-    ) -> Result<()> {
+    /// If a layer is not plain attention, a head is wider than the kernels take, or there are no kernels for a cache in
+    /// `kv`.
+    pub fn check_supported(&self, architecture: &Architecture, kv: KvFormat) -> Result<()> {
         if kv::element(kv).is_none() {
             return Err(kv::no_cache(kv));
-        }
-        if !Self::has_format(format) {
-            return Err(no_format(format));
         }
         check_mixers(self, architecture)?;
         match head_shapes(architecture).iter().find(|shape| shape.head_dim > MAX_HEAD) {
@@ -176,7 +167,7 @@ impl Cuda {
     }
 
     /// Copies ids, rows or factors to the device; good until the next call with the same `slot`.
-    fn host<T: bytemuck::NoUninit>(
+    fn to_device<T: bytemuck::NoUninit>(
         &self,
         scratch: &mut Scratch,
         slot: usize,
@@ -221,11 +212,6 @@ pub(crate) fn head_shapes(architecture: &Architecture) -> BTreeSet<HeadShape> {
     let attention = architecture.layers.iter().filter_map(|layer| layer.attention());
     let shape = |a: &Attention| HeadShape { head_dim: a.head_dim, group: a.n_heads / a.n_kv_heads };
     attention.map(shape).collect()
-}
-
-fn no_format(format: Format) -> Error {
-    Error::not_supported(format!("there are no CUDA kernels for weights in {format}"))
-        .hint("--format bf16, or --device cpu")
 }
 
 fn too_wide(head_dim: usize) -> Error {

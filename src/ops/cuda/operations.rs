@@ -4,10 +4,13 @@
 //! ours from becoming an access past the end of a buffer.
 
 use tramontane_kernels::cpu::elementwise as element;
-use tramontane_kernels::cuda::{self as kernels, AttendArgs, Matmul};
+use tramontane_kernels::cuda::{
+    self as kernels, AttendArgs, Element, Launch, Matmul, PackedMatmul,
+};
 use tramontane_models::spec::{Activation, RopeStyle};
 
-use super::{Cuda, CudaBuffer, CudaKv, CudaWeight, MAX_HEAD, at_least, too_wide};
+use super::weight::Layout;
+use super::{Cuda, CudaBuffer, CudaKv, CudaWeight, MAX_HEAD, Scratch, at_least, too_wide};
 use crate::checkpoint::TensorData;
 use crate::error::Result;
 use crate::ops::cpu::kernel_activation;
@@ -38,11 +41,20 @@ impl Ops for Cuda {
     }
 
     fn weight(&self, tensor: &TensorData, format: Format) -> Result<CudaWeight> {
-        CudaWeight::upload(&self.gpu, tensor, format)
+        CudaWeight::upload(&self.gpu, &self.host, tensor, format)
     }
 
     fn table(&self, tensor: &TensorData) -> Result<CudaWeight> {
-        CudaWeight::upload(&self.gpu, tensor, Format::Auto)
+        CudaWeight::upload(&self.gpu, &self.host, tensor, Format::Auto)
+    }
+
+    fn packed_weight(
+        &self,
+        tensor: &TensorData,
+        format: Format,
+        shape: [usize; 2],
+    ) -> Result<CudaWeight> {
+        CudaWeight::upload_packed(&self.gpu, &self.host, tensor, format, shape)
     }
 
     fn kv(&self, shape: KvShape) -> Result<CudaKv> {
@@ -56,15 +68,12 @@ impl Ops for Cuda {
         assert!(ids.len() * table.cols <= x.len, "embed past the end of a buffer");
         assert!(ids.iter().all(|&id| (id as usize) < table.rows), "an id outside the vocabulary");
         let mut scratch = self.scratch();
-        let at = self.host(&mut scratch, 0, ids)?;
-        self.gpu.launch(&kernels::embed(
-            table.element,
-            table.memory.address(),
-            at,
-            x.at(),
-            ids.len(),
-            table.cols,
-        ))
+        let at = self.to_device(&mut scratch, 0, ids)?;
+        let (from, n, width) = (table.memory.address(), ids.len(), table.cols);
+        self.gpu.launch(&match table.layout {
+            Layout::Dense(element) => kernels::embed(element, from, at, x.at(), n, width),
+            Layout::Packed(format) => kernels::embed_packed(format, from, at, x.at(), n, width),
+        })
     }
 
     fn norm(
@@ -94,30 +103,20 @@ impl Ops for Cuda {
         outs: &mut [&mut CudaBuffer],
     ) -> Result<()> {
         let mut scratch = self.scratch();
+        // The type to which the inputs have been rounded.
         let mut ready = None;
         for (w, out) in ws.iter().zip(outs) {
             assert!(
                 n * w.cols <= x.len && n * w.rows <= out.len,
                 "linear past the end of a buffer"
             );
-            let bytes = kernels::rounded_bytes(w.element, n, w.cols);
+            let (element, bytes) = rounding(w, n);
             let rounded = at_least(&self.gpu, &mut scratch.rounded, bytes)?.address();
-            if bytes > 0 && ready != Some(w.element) {
-                self.gpu.launch(&kernels::round(w.element, x.at(), rounded, n * w.cols))?;
-                ready = Some(w.element);
+            if bytes > 0 && ready != Some(element) {
+                self.gpu.launch(&kernels::round(element, x.at(), rounded, n * w.cols))?;
+                ready = Some(element);
             }
-            let (w_at, out) = (w.memory.address(), out.at());
-            let product = Matmul {
-                element: w.element,
-                w: w_at,
-                x: x.at(),
-                rounded,
-                out,
-                n,
-                rows: w.rows,
-                cols: w.cols,
-            };
-            for launch in kernels::matmul(&product) {
+            for launch in self.product(&mut scratch, w, [x.at(), rounded, out.at()], n)? {
                 self.gpu.launch(&launch)?;
             }
         }
@@ -143,7 +142,7 @@ impl Ops for Cuda {
     fn scale_rows(&self, factors: &[f32], width: usize, x: &mut CudaBuffer) -> Result<()> {
         assert!(factors.len() * width <= x.len, "scale_rows past the end of a buffer");
         let mut scratch = self.scratch();
-        let at = self.host(&mut scratch, 0, factors)?;
+        let at = self.to_device(&mut scratch, 0, factors)?;
         self.gpu.launch(&kernels::scale_rows(at, x.at(), width, factors.len()))
     }
 
@@ -251,7 +250,7 @@ impl Ops for Cuda {
         );
         assert!(rows.len() * width <= out.len, "gather past the end of a buffer");
         let mut scratch = self.scratch();
-        let at = self.host(&mut scratch, 0, &numbers(rows))?;
+        let at = self.to_device(&mut scratch, 0, &numbers(rows))?;
         self.gpu.launch(&kernels::gather(x.at(), at, out.at(), width, rows.len()))
     }
 
@@ -269,9 +268,43 @@ impl Ops for Cuda {
         );
         assert!(rows.len() * width <= y.len, "scatter_add past the end of a buffer");
         let mut scratch = self.scratch();
-        let indices = self.host(&mut scratch, 0, &numbers(rows))?;
-        let factors = self.host(&mut scratch, 1, factors)?;
+        let indices = self.to_device(&mut scratch, 0, &numbers(rows))?;
+        let factors = self.to_device(&mut scratch, 1, factors)?;
         self.gpu.launch(&kernels::scatter_add(y.at(), indices, factors, x.at(), width, rows.len()))
+    }
+}
+
+/// To which type the inputs of a product are rounded, and how many bytes that takes; none where they are not.
+fn rounding(w: &CudaWeight, n: usize) -> (Element, usize) {
+    match w.layout {
+        Layout::Dense(element) => (element, kernels::rounded_bytes(element, n, w.cols)),
+        Layout::Packed(_) if kernels::widened_bytes(n, w.rows, w.cols) == 0 => (Element::F16, 0),
+        Layout::Packed(_) => (Element::F16, kernels::rounded_bytes(Element::F16, n, w.cols)),
+    }
+}
+
+impl Cuda {
+    /// The launches of `out[t] = w · x[t]`, where the inputs have been rounded as [`rounding`] says.
+    fn product(
+        &self,
+        scratch: &mut Scratch,
+        w: &CudaWeight,
+        [x, rounded, out]: [u64; 3],
+        n: usize,
+    ) -> Result<Vec<Launch>> {
+        let (from, rows, cols) = (w.memory.address(), w.rows, w.cols);
+        Ok(match w.layout {
+            Layout::Dense(element) => {
+                kernels::matmul(&Matmul { element, w: from, x, rounded, out, n, rows, cols })
+            }
+            Layout::Packed(format) => {
+                let bytes = kernels::widened_bytes(n, rows, cols);
+                let wide = at_least(&self.gpu, &mut scratch.wide, bytes)?.address();
+                let product =
+                    PackedMatmul { format, w: from, x, wide, rounded, out, n, rows, cols };
+                kernels::matmul_packed(&product)
+            }
+        })
     }
 }
 

@@ -4,14 +4,13 @@ use std::sync::Arc;
 
 use half::{bf16, f16};
 use safetensors::Dtype;
-use tramontane_kernels::cuda::Element;
+use tramontane_kernels::cuda::{Element, Packed};
 
 use super::driver::{Gpu, Memory};
-use super::no_format;
 use crate::checkpoint::TensorData;
 use crate::error::Result;
-use crate::ops::Format;
 use crate::ops::cpu::overflows_f16;
+use crate::ops::{Cpu, Format};
 
 /// Values that go to the device in one copy, bytes.
 const PIECE: usize = 16 << 20;
@@ -19,18 +18,31 @@ const PIECE: usize = 16 << 20;
 /// A weight matrix `[rows, cols]` on the device.
 pub struct CudaWeight {
     pub(super) memory: Memory,
-    pub(super) element: Element,
+    pub(super) layout: Layout,
     pub(super) rows: usize,
     pub(super) cols: usize,
 }
 
-/// The type of the elements of weights in `format`; `None` where there are no kernels, or the checkpoint decides.
-pub(super) fn element(format: Format) -> Option<Element> {
-    match format {
-        Format::F32 => Some(Element::F32),
-        Format::Bf16 => Some(Element::Bf16),
-        Format::F16 => Some(Element::F16),
-        Format::Auto | Format::Q8 | Format::Q4 => None,
+/// How a matrix lies in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Layout {
+    /// Row after row.
+    Dense(Element),
+    /// In panels of 16 rows.
+    Packed(Packed),
+}
+
+impl Layout {
+    /// How `tensor` is kept in `format`.
+    fn of(tensor: &TensorData, format: Format) -> Self {
+        match format {
+            Format::Auto => Self::Dense(stored(tensor)),
+            Format::F32 => Self::Dense(Element::F32),
+            Format::Bf16 => Self::Dense(Element::Bf16),
+            Format::F16 => Self::Dense(Element::F16),
+            Format::Q8 => Self::Packed(Packed::Q8),
+            Format::Q4 => Self::Packed(Packed::Q4),
+        }
     }
 }
 
@@ -46,32 +58,82 @@ fn stored(tensor: &TensorData) -> Element {
 }
 
 impl CudaWeight {
-    /// Takes a matrix of the checkpoint to the device, and lets go of the mapped pages it came from.
-    pub(super) fn upload(gpu: &Arc<Gpu>, tensor: &TensorData, format: Format) -> Result<Self> {
-        let stored = stored(tensor);
-        let element = if format == Format::Auto {
-            stored
-        } else {
-            element(format).ok_or_else(|| no_format(format))?
-        };
+    /// Takes a matrix of the checkpoint to the device, and lets go of the mapped pages it came from; `host` packs it.
+    pub(super) fn upload(
+        gpu: &Arc<Gpu>,
+        host: &Cpu,
+        tensor: &TensorData,
+        format: Format,
+    ) -> Result<Self> {
+        let layout = Layout::of(tensor, format);
         let (rows, cols) = (tensor.shape[0], tensor.shape[1]);
-        let memory = gpu.alloc(rows * cols * element.bytes())?;
-        let as_it_is = element == stored && (element != Element::F32 || tensor.dtype == Dtype::F32);
-        if as_it_is && cfg!(target_endian = "little") {
-            for (i, piece) in tensor.bytes.chunks(PIECE).enumerate() {
-                gpu.upload(piece, &memory, i * PIECE)?;
+        let memory = match layout {
+            Layout::Dense(element) => {
+                let memory = gpu.alloc(rows * cols * element.bytes())?;
+                upload_dense(gpu, tensor, element, &memory)?;
+                memory
             }
-        } else {
-            upload_as(gpu, tensor, element, &memory)?;
-        }
+            Layout::Packed(_) => upload_bytes(gpu, host.panels(tensor, format)?.bytes())?,
+        };
         tensor.bytes.release();
-        Ok(Self { memory, element, rows, cols })
+        Ok(Self { memory, layout, rows, cols })
+    }
+
+    /// Takes a matrix `[rows, cols]` that was packed before: in its panels where the kernels read those, else row
+    /// after row.
+    pub(super) fn upload_packed(
+        gpu: &Arc<Gpu>,
+        host: &Cpu,
+        tensor: &TensorData,
+        format: Format,
+        [rows, cols]: [usize; 2],
+    ) -> Result<Self> {
+        let packed = host.mapped(tensor, format, [rows, cols])?;
+        let layout = Layout::of(tensor, format);
+        let memory = match layout {
+            Layout::Packed(_) => upload_bytes(gpu, packed.bytes())?,
+            Layout::Dense(element) => {
+                let memory = gpu.alloc(rows * cols * element.bytes())?;
+                upload_as(gpu, host.unpack(&packed), element, tensor, &memory)?;
+                memory
+            }
+        };
+        tensor.bytes.release();
+        Ok(Self { memory, layout, rows, cols })
     }
 }
 
-/// Takes the values of a tensor to the device as elements of another type.
-fn upload_as(gpu: &Gpu, tensor: &TensorData, element: Element, to: &Memory) -> Result<()> {
-    let values = tensor.to_f32()?;
+/// Memory of the device with these bytes.
+fn upload_bytes(gpu: &Arc<Gpu>, bytes: &[u8]) -> Result<Memory> {
+    let memory = gpu.alloc(bytes.len())?;
+    stream(gpu, bytes, &memory)?;
+    Ok(memory)
+}
+
+/// Copies `bytes`, a piece at a time.
+fn stream(gpu: &Gpu, bytes: &[u8], to: &Memory) -> Result<()> {
+    let mut pieces = bytes.chunks(PIECE).enumerate();
+    pieces.try_for_each(|(i, piece)| gpu.upload(piece, to, i * PIECE))
+}
+
+/// Takes the values of a tensor to the device as `element`: as they lie in the file where that is their type.
+fn upload_dense(gpu: &Gpu, tensor: &TensorData, element: Element, to: &Memory) -> Result<()> {
+    let is_float = element != Element::F32 || tensor.dtype == Dtype::F32;
+    if element == stored(tensor) && is_float && cfg!(target_endian = "little") {
+        stream(gpu, &tensor.bytes, to)
+    } else {
+        upload_as(gpu, tensor.to_f32()?, element, tensor, to)
+    }
+}
+
+/// Takes the values of `tensor` to the device as elements of another type.
+fn upload_as(
+    gpu: &Gpu,
+    values: Vec<f32>,
+    element: Element,
+    tensor: &TensorData,
+    to: &Memory,
+) -> Result<()> {
     match element {
         Element::F32 => gpu.upload(&values, to, 0),
         Element::F16 => {

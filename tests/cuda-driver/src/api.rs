@@ -8,6 +8,8 @@
 
 #![expect(clippy::missing_safety_doc, reason = "the contracts are those of the driver API")]
 
+mod codes;
+
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
@@ -17,25 +19,15 @@ use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 
 use crate::decode::Kernel;
 use crate::device::{Device, LaunchError, MAX_SHARED, Shape, load_module};
-use crate::fault::FaultKind;
 use crate::settings::Settings;
+use codes::{
+    ILLEGAL_ADDRESS, INVALID_CONTEXT, INVALID_DEVICE, INVALID_HANDLE, INVALID_PTX, INVALID_VALUE,
+    LAUNCH_FAILED, NO_DEVICE, NOT_FOUND, OUT_OF_MEMORY, OUT_OF_RESOURCES, SUCCESS, error_text,
+    of_fault,
+};
 
 /// Result code of a driver call.
 pub type CuResult = c_int;
-
-const SUCCESS: CuResult = 0;
-const INVALID_VALUE: CuResult = 1;
-const OUT_OF_MEMORY: CuResult = 2;
-const NO_DEVICE: CuResult = 100;
-const INVALID_DEVICE: CuResult = 101;
-const INVALID_CONTEXT: CuResult = 201;
-const INVALID_PTX: CuResult = 218;
-const INVALID_HANDLE: CuResult = 400;
-const NOT_FOUND: CuResult = 500;
-const ILLEGAL_ADDRESS: CuResult = 700;
-const OUT_OF_RESOURCES: CuResult = 701;
-const MISALIGNED: CuResult = 716;
-const LAUNCH_FAILED: CuResult = 719;
 
 /// The emulated machine.
 struct Machine {
@@ -406,28 +398,6 @@ api! {
     }
 }
 
-fn error_text(code: CuResult) -> (&'static CStr, &'static CStr) {
-    match code {
-        SUCCESS => (c"CUDA_SUCCESS", c"no error"),
-        OUT_OF_MEMORY => (c"CUDA_ERROR_OUT_OF_MEMORY", c"out of memory"),
-        NO_DEVICE => (c"CUDA_ERROR_NO_DEVICE", c"no CUDA-capable device is detected"),
-        INVALID_DEVICE => (c"CUDA_ERROR_INVALID_DEVICE", c"invalid device ordinal"),
-        INVALID_CONTEXT => (c"CUDA_ERROR_INVALID_CONTEXT", c"invalid device context"),
-        INVALID_PTX => (c"CUDA_ERROR_INVALID_PTX", c"a PTX JIT compilation failed"),
-        INVALID_HANDLE => (c"CUDA_ERROR_INVALID_HANDLE", c"invalid resource handle"),
-        NOT_FOUND => (c"CUDA_ERROR_NOT_FOUND", c"named symbol not found"),
-        ILLEGAL_ADDRESS => {
-            (c"CUDA_ERROR_ILLEGAL_ADDRESS", c"an illegal memory access was encountered")
-        }
-        OUT_OF_RESOURCES => {
-            (c"CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES", c"too many resources requested for launch")
-        }
-        MISALIGNED => (c"CUDA_ERROR_MISALIGNED_ADDRESS", c"misaligned address"),
-        LAUNCH_FAILED => (c"CUDA_ERROR_LAUNCH_FAILED", c"unspecified launch failure"),
-        _ => (c"CUDA_ERROR_INVALID_VALUE", c"invalid argument"),
-    }
-}
-
 fn allocate(bytes: usize) -> Result<u64, CuResult> {
     let device = device()?;
     let count = MACHINE.allocations.fetch_add(1, Ordering::Relaxed) + 1;
@@ -522,19 +492,7 @@ fn launch(f: &Function, shape: Shape, params: &[u8]) -> CuResult {
             OUT_OF_RESOURCES
         }
         Err(LaunchError::Fault(fault)) => {
-            let code = match fault.kind {
-                FaultKind::Misaligned => MISALIGNED,
-                FaultKind::GlobalBounds | FaultKind::Uninitialised => ILLEGAL_ADDRESS,
-                FaultKind::SharedBounds
-                | FaultKind::SharedRace
-                | FaultKind::GlobalRace
-                | FaultKind::InFlight
-                | FaultKind::Divergent
-                | FaultKind::Barrier
-                | FaultKind::Endless
-                | FaultKind::Trap => LAUNCH_FAILED,
-            };
-            MACHINE.break_with(code, &fault.to_string());
+            MACHINE.break_with(of_fault(fault.kind), &fault.to_string());
             // As on a device: the launch itself succeeds, the next call tells.
             SUCCESS
         }

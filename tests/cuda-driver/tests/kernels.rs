@@ -5,14 +5,20 @@
 mod attention;
 mod common;
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use attention::Setup;
 use common::{ELEMENTS, Gpu, rounded};
 use tramontane_kernels::cases::{
     ATTENTION, AttentionCase, MATMUL, MatmulCase, Numbers, assert_close,
 };
 use tramontane_kernels::cpu::elementwise::{Activation, Rope, RopeStyle};
-use tramontane_kernels::cuda::{self, Element, Matmul, Norm, TopScratch};
-use tramontane_kernels::reference;
+use tramontane_kernels::cpu::pack::pack;
+use tramontane_kernels::cuda::{self, Element, Matmul, Norm, Packed, PackedMatmul, TopScratch};
+use tramontane_kernels::formats::{Dense, Matrix};
+use tramontane_kernels::memory::Arena;
+use tramontane_kernels::packed::Format as PackedFormat;
+use tramontane_kernels::{Isa, Pool, reference};
 
 /// Largest difference, for the report that `--nocapture` shows.
 fn error(got: &[f32], want: &[f32]) -> f32 {
@@ -66,6 +72,82 @@ fn matmul_agrees_with_the_reference() {
         }
         println!("matmul {element:?}: max error {worst:e}");
     }
+    finished();
+}
+
+/// A packed matrix, and the very weights that it stands for.
+fn packed(format: Packed, w: &[f32], rows: usize, cols: usize) -> (Vec<u8>, Vec<f32>) {
+    let format = match format {
+        Packed::Q8 => PackedFormat::Q8,
+        Packed::Q4 => PackedFormat::Q4,
+    };
+    let matrix = Matrix::new(rows, cols, Dense::F32(w));
+    let packed =
+        pack(Isa::portable(), &Pool::new(1), format, &matrix, &mut Arena::new()).expect("memory");
+    (packed.bytes().to_vec(), reference::unpack(&packed))
+}
+
+fn packed_matmul_on(gpu: &Gpu<'_>, case: MatmulCase, format: Packed) -> (Vec<f32>, Vec<f32>, f32) {
+    let MatmulCase { n, rows, cols } = case;
+    let mut numbers = Numbers::new(case.seed());
+    let (bytes, w) = packed(format, &numbers.normal(rows * cols), rows, cols);
+    let x = numbers.normal(n * cols);
+    let mut want = vec![0.0; n * rows];
+    reference::matmul(&w, rows, cols, &x, &mut want);
+    let mut tolerance = case.tolerance();
+    let at = gpu.floats(&x);
+    let (wide, rounded) = if cuda::widened_bytes(n, rows, cols) > 0 {
+        // Weights and inputs lose half a unit of 11 bits.
+        tolerance += 10.0 / 2048.0 * (cols as f32).sqrt();
+        let rounded = gpu.empty(2 * n * cols);
+        gpu.run(&[cuda::round(Element::F16, at, rounded, n * cols)]);
+        (gpu.empty(cuda::widened_bytes(n, rows, cols)), rounded)
+    } else {
+        (0, 0)
+    };
+    let (w, out) = (gpu.bytes(&bytes), gpu.empty(4 * want.len()));
+    let m = PackedMatmul { format, w, x: at, wide, rounded, out, n, rows, cols };
+    gpu.run(&cuda::matmul_packed(&m));
+    (gpu.read(out, want.len()), want, tolerance)
+}
+
+#[test]
+fn packed_matmul_agrees_with_the_reference() {
+    // Rows and columns that fill panels and groups and those that do not; more pieces than warps; many tokens.
+    let more = [(1, 16, 64), (1, 17, 1100), (2, 3, 70), (4, 40, 33), (8, 33, 640), (13, 20, 130)];
+    let more = more.into_iter().chain([(33, 50, 72), (40, 130, 136), (34, 18, 20)]);
+    let more: Vec<_> = more.map(|(n, rows, cols)| MatmulCase { n, rows, cols }).collect();
+    for format in [Packed::Q8, Packed::Q4] {
+        let mut worst = 0.0f32;
+        for &case in MATMUL.iter().chain(&more) {
+            let (got, want, tolerance) = packed_matmul_on(&Gpu::new(), case, format);
+            assert_close(&got, &want, tolerance, &format!("{case:?} {format:?}"));
+            worst = worst.max(error(&got, &want));
+        }
+        println!("matmul {format:?}: max error {worst:e}");
+    }
+    finished();
+}
+
+#[test]
+fn packed_rows_are_those_of_the_reference() {
+    let gpu = Gpu::new();
+    for (format, (rows, width)) in [
+        (Packed::Q8, (40, 64)),
+        (Packed::Q8, (5, 300)),
+        (Packed::Q4, (33, 64)),
+        (Packed::Q4, (20, 270)),
+    ] {
+        let (bytes, table) = packed(format, &Numbers::new(5).normal(rows * width), rows, width);
+        let ids = [rows as u32 - 1, 0, 3];
+        let x = gpu.empty(12 * width);
+        let (table_at, ids_at) = (gpu.bytes(&bytes), gpu.indices(&ids));
+        gpu.run(&[cuda::embed_packed(format, table_at, ids_at, x, 3, width)]);
+        let want: Vec<f32> =
+            ids.iter().flat_map(|&i| table[i as usize * width..][..width].to_vec()).collect();
+        assert_close(&gpu.read(x, 3 * width), &want, 1e-6, &format!("{format:?}"));
+    }
+    finished();
 }
 
 /// Widths that the tensor-core kernel exists for, around its tiles and with each option.
@@ -118,6 +200,7 @@ fn attention_agrees_with_the_reference() {
         }
         println!("attention {element:?}: max error {worst:e}");
     }
+    finished();
 }
 
 #[test]
@@ -128,6 +211,7 @@ fn tokens_give_the_same_bits_alone_and_together() {
     let together = setup.try_run(&Gpu::new()).unwrap();
     let alone: Vec<f32> = (0..6).flat_map(|t| setup.try_part(&Gpu::new(), t, 1).unwrap()).collect();
     assert_eq!(together, alone);
+    finished();
 }
 
 #[test]
@@ -166,6 +250,7 @@ fn norms_agree_with_the_reference() {
             }
         }
     }
+    finished();
 }
 
 #[test]
@@ -187,6 +272,7 @@ fn rotations_agree_with_the_reference() {
             assert_close(&gpu.read(at, x.len()), &x, 1e-6, &format!("{rope:?}"));
         }
     }
+    finished();
 }
 
 #[test]
@@ -220,6 +306,7 @@ fn activations_agree_with_the_reference() {
             );
         }
     }
+    finished();
 }
 
 #[test]
@@ -283,6 +370,7 @@ fn rows_are_found_added_scaled_and_scattered() {
         let want: Vec<f32> = y.iter().zip(&x).map(|(a, b)| a + b).collect();
         assert_eq!(gpu.read(at, y.len()), want);
     }
+    finished();
 }
 
 #[test]
@@ -306,15 +394,27 @@ fn the_largest_values_come_first() {
             gpu.read(scratch.indices[side], k).iter().map(|x| x.to_bits() as usize).collect();
         assert_eq!(indices, order[..k], "{k} of {n}");
     }
+    finished();
 }
 
 #[test]
-fn every_kernel_that_ships_is_tested_here() {
-    // The names in the table of resources are those in the PTX; the tests above launch by these names.
+fn every_kernel_can_be_read_and_is_in_the_table_of_resources() {
     let resources = include_str!("../../../kernels/cuda/RESOURCES.md");
     for kernel in cuda::kernels() {
         assert!(resources.contains(&format!("| {kernel} |")), "{kernel} is not in RESOURCES.md");
         let text = cuda::ptx(kernel).unwrap();
         assert_eq!(emulated_cuda::load_module(&text).unwrap().len(), 1, "{kernel}");
+    }
+}
+
+/// The tests above that launch kernels.
+const TESTS: usize = 10;
+
+/// Called at the end of each test that launches kernels: after the last of them, all kernels must have run.
+fn finished() {
+    static FINISHED: AtomicUsize = AtomicUsize::new(0);
+    if FINISHED.fetch_add(1, Ordering::SeqCst) + 1 == TESTS {
+        let missing: Vec<_> = cuda::kernels().filter(|kernel| !common::has_run(kernel)).collect();
+        assert!(missing.is_empty(), "no test launches {missing:?}");
     }
 }

@@ -1,12 +1,22 @@
 //! A device with the committed kernels, for tests.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::rc::Rc;
+use std::sync::Mutex;
 
 use emulated_cuda::{Device, Kernel, LaunchError, Shape, load_module};
 use half::{bf16, f16};
 use tramontane_kernels::cuda::{self, Element, Launch};
+
+/// The kernels that ran to their end.
+static RAN: Mutex<BTreeSet<&'static str>> = Mutex::new(BTreeSet::new());
+
+/// Whether a kernel ran to its end in this process.
+#[allow(dead_code, reason = "not every test needs it")]
+pub(crate) fn has_run(kernel: &str) -> bool {
+    RAN.lock().expect("no panic while it is held").contains(kernel)
+}
 
 /// A change of a kernel's text: what to find and what to put in its place.
 pub(crate) type Edit<'a> = &'a dyn Fn(&str, String) -> String;
@@ -72,6 +82,7 @@ impl<'a> Gpu<'a> {
             assert!(l.args.offsets().eq(offsets), "{}: parameters do not match", l.kernel);
             let shape = Shape { grid: l.grid, block: [l.block, 1, 1], shared: l.shared };
             self.device.launch(&kernel, shape, l.args.bytes())?;
+            RAN.lock().expect("no panic while it is held").insert(l.kernel);
         }
         Ok(())
     }
