@@ -48,7 +48,6 @@ pub mod memory;
 pub mod model;
 pub mod nn;
 pub mod ops;
-#[cfg(feature = "hub")]
 mod platform;
 pub mod quantize;
 pub mod sample;
