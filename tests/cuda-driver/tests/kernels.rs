@@ -4,6 +4,8 @@
 #[path = "common/attention.rs"]
 mod attention;
 mod common;
+#[path = "common/packed.rs"]
+mod packed;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -13,12 +15,8 @@ use tramontane_kernels::cases::{
     ATTENTION, AttentionCase, MATMUL, MatmulCase, Numbers, assert_close,
 };
 use tramontane_kernels::cpu::elementwise::{Activation, Rope, RopeStyle};
-use tramontane_kernels::cpu::pack::pack;
-use tramontane_kernels::cuda::{self, Element, Matmul, Norm, Packed, PackedMatmul, TopScratch};
-use tramontane_kernels::formats::{Dense, Matrix};
-use tramontane_kernels::memory::Arena;
-use tramontane_kernels::packed::Format as PackedFormat;
-use tramontane_kernels::{Isa, Pool, reference};
+use tramontane_kernels::cuda::{self, Element, Matmul, Norm, Packed, TopScratch};
+use tramontane_kernels::reference;
 
 /// Largest difference, for the report that `--nocapture` shows.
 fn error(got: &[f32], want: &[f32]) -> f32 {
@@ -75,42 +73,6 @@ fn matmul_agrees_with_the_reference() {
     finished();
 }
 
-/// A packed matrix, and the very weights that it stands for.
-fn packed(format: Packed, w: &[f32], rows: usize, cols: usize) -> (Vec<u8>, Vec<f32>) {
-    let format = match format {
-        Packed::Q8 => PackedFormat::Q8,
-        Packed::Q4 => PackedFormat::Q4,
-    };
-    let matrix = Matrix::new(rows, cols, Dense::F32(w));
-    let packed =
-        pack(Isa::portable(), &Pool::new(1), format, &matrix, &mut Arena::new()).expect("memory");
-    (packed.bytes().to_vec(), reference::unpack(&packed))
-}
-
-fn packed_matmul_on(gpu: &Gpu<'_>, case: MatmulCase, format: Packed) -> (Vec<f32>, Vec<f32>, f32) {
-    let MatmulCase { n, rows, cols } = case;
-    let mut numbers = Numbers::new(case.seed());
-    let (bytes, w) = packed(format, &numbers.normal(rows * cols), rows, cols);
-    let x = numbers.normal(n * cols);
-    let mut want = vec![0.0; n * rows];
-    reference::matmul(&w, rows, cols, &x, &mut want);
-    let mut tolerance = case.tolerance();
-    let at = gpu.floats(&x);
-    let (wide, rounded) = if cuda::widened_bytes(n, rows, cols) > 0 {
-        // Weights and inputs lose half a unit of 11 bits.
-        tolerance += 10.0 / 2048.0 * (cols as f32).sqrt();
-        let rounded = gpu.empty(2 * n * cols);
-        gpu.run(&[cuda::round(Element::F16, at, rounded, n * cols)]);
-        (gpu.empty(cuda::widened_bytes(n, rows, cols)), rounded)
-    } else {
-        (0, 0)
-    };
-    let (w, out) = (gpu.bytes(&bytes), gpu.empty(4 * want.len()));
-    let m = PackedMatmul { format, w, x: at, wide, rounded, out, n, rows, cols };
-    gpu.run(&cuda::matmul_packed(&m));
-    (gpu.read(out, want.len()), want, tolerance)
-}
-
 #[test]
 fn packed_matmul_agrees_with_the_reference() {
     // Rows and columns that fill panels and groups and those that do not; more pieces than warps; many tokens.
@@ -120,7 +82,7 @@ fn packed_matmul_agrees_with_the_reference() {
     for format in [Packed::Q8, Packed::Q4] {
         let mut worst = 0.0f32;
         for &case in MATMUL.iter().chain(&more) {
-            let (got, want, tolerance) = packed_matmul_on(&Gpu::new(), case, format);
+            let (got, want, tolerance) = packed::matmul_on(&Gpu::new(), case, format);
             assert_close(&got, &want, tolerance, &format!("{case:?} {format:?}"));
             worst = worst.max(error(&got, &want));
         }
@@ -138,7 +100,8 @@ fn packed_rows_are_those_of_the_reference() {
         (Packed::Q4, (33, 64)),
         (Packed::Q4, (20, 270)),
     ] {
-        let (bytes, table) = packed(format, &Numbers::new(5).normal(rows * width), rows, width);
+        let (bytes, table) =
+            packed::pack_as(format, &Numbers::new(5).normal(rows * width), rows, width);
         let ids = [rows as u32 - 1, 0, 3];
         let x = gpu.empty(12 * width);
         let (table_at, ids_at) = (gpu.bytes(&bytes), gpu.indices(&ids));

@@ -4,13 +4,15 @@
 #[path = "common/attention.rs"]
 mod attention;
 mod common;
+#[path = "common/packed.rs"]
+mod packed_weights;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use attention::Setup;
 use common::Gpu;
 use tramontane_kernels::cases::{AttentionCase, MatmulCase, Numbers, assert_close};
-use tramontane_kernels::cuda::{self, Element, Matmul, Norm, TopScratch};
+use tramontane_kernels::cuda::{self, Element, Matmul, Norm, Packed, TopScratch};
 use tramontane_kernels::reference;
 
 /// A planted bug.
@@ -197,6 +199,41 @@ const MUTANTS: &[Mutant] = &[
         caught: WRONG,
     },
     Mutant {
+        what: "packed gemv: no barrier before the warps' sums are added",
+        kernel: "gemv_q8_1",
+        change: |p| without(p, "bar.sync", 0),
+        probe: gemv_q8,
+        caught: "SharedRace",
+    },
+    Mutant {
+        what: "packed gemv: one row past the end of the output",
+        kernel: "gemv_q8_1",
+        change: |p| nudged(p, 3, 1),
+        probe: gemv_q8,
+        caught: "GlobalBounds",
+    },
+    Mutant {
+        what: "packed gemv: one column past the end of the input",
+        kernel: "gemv_q8_1",
+        change: |p| nudged(p, 4, 1),
+        probe: gemv_q8,
+        caught: "GlobalBounds",
+    },
+    Mutant {
+        what: "packed gemv: the upper half of the 4-bit codes is taken for the lower",
+        kernel: "gemv_q4_1",
+        change: |p| p.replace(", 34952;", ", 0;"),
+        probe: gemv_q4,
+        caught: WRONG,
+    },
+    Mutant {
+        what: "widen: one column past the end of a row",
+        kernel: "widen_q4",
+        change: |p| nudged(p, 2, 1),
+        probe: widen_q4,
+        caught: "GlobalBounds",
+    },
+    Mutant {
         what: "norm: no barrier before the sums are read",
         kernel: "norm_rows",
         change: |p| without(p, "bar.sync", 3),
@@ -375,6 +412,23 @@ fn gemm_f32(gpu: &Gpu<'_>) {
 
 fn gemv(gpu: &Gpu<'_>) {
     matmul(gpu, Element::F16, MatmulCase { n: 1, rows: 39, cols: 320 });
+}
+
+fn packed(gpu: &Gpu<'_>, format: Packed, case: MatmulCase) {
+    let (got, want, tolerance) = packed_weights::matmul_on(gpu, case, format);
+    assert_close(&got, &want, tolerance, "packed");
+}
+
+fn gemv_q8(gpu: &Gpu<'_>) {
+    packed(gpu, Packed::Q8, MatmulCase { n: 1, rows: 39, cols: 318 });
+}
+
+fn gemv_q4(gpu: &Gpu<'_>) {
+    packed(gpu, Packed::Q4, MatmulCase { n: 1, rows: 39, cols: 320 });
+}
+
+fn widen_q4(gpu: &Gpu<'_>) {
+    packed(gpu, Packed::Q4, MatmulCase { n: 40, rows: 39, cols: 320 });
 }
 
 fn norm(gpu: &Gpu<'_>) {

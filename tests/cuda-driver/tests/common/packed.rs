@@ -1,0 +1,52 @@
+//! Products with packed weights on the emulated device, beside those of the reference.
+
+use tramontane_kernels::cases::{MatmulCase, Numbers};
+use tramontane_kernels::cpu::pack::pack;
+use tramontane_kernels::cuda::{self, Element, Packed, PackedMatmul};
+use tramontane_kernels::formats::{Dense, Matrix};
+use tramontane_kernels::memory::Arena;
+use tramontane_kernels::packed::Format as PackedFormat;
+use tramontane_kernels::{Isa, Pool, reference};
+
+use crate::common::Gpu;
+
+/// A packed matrix, and the very weights that it stands for.
+pub(crate) fn pack_as(format: Packed, w: &[f32], rows: usize, cols: usize) -> (Vec<u8>, Vec<f32>) {
+    let format = match format {
+        Packed::Q8 => PackedFormat::Q8,
+        Packed::Q4 => PackedFormat::Q4,
+    };
+    let matrix = Matrix::new(rows, cols, Dense::F32(w));
+    let packed =
+        pack(Isa::portable(), &Pool::new(1), format, &matrix, &mut Arena::new()).expect("memory");
+    (packed.bytes().to_vec(), reference::unpack(&packed))
+}
+
+/// The product of a case on the device, on the reference, and how far the two may be apart.
+pub(crate) fn matmul_on(
+    gpu: &Gpu<'_>,
+    case: MatmulCase,
+    format: Packed,
+) -> (Vec<f32>, Vec<f32>, f32) {
+    let MatmulCase { n, rows, cols } = case;
+    let mut numbers = Numbers::new(case.seed());
+    let (bytes, w) = pack_as(format, &numbers.normal(rows * cols), rows, cols);
+    let x = numbers.normal(n * cols);
+    let mut want = vec![0.0; n * rows];
+    reference::matmul(&w, rows, cols, &x, &mut want);
+    let mut tolerance = case.tolerance();
+    let at = gpu.floats(&x);
+    let (wide, rounded) = if cuda::widened_bytes(n, rows, cols) > 0 {
+        // Weights and inputs lose half a unit of 11 bits.
+        tolerance += 10.0 / 2048.0 * (cols as f32).sqrt();
+        let rounded = gpu.empty(2 * n * cols);
+        gpu.run(&[cuda::round(Element::F16, at, rounded, n * cols)]);
+        (gpu.empty(cuda::widened_bytes(n, rows, cols)), rounded)
+    } else {
+        (0, 0)
+    };
+    let (w, out) = (gpu.bytes(&bytes), gpu.empty(4 * want.len()));
+    let m = PackedMatmul { format, w, x: at, wide, rounded, out, n, rows, cols };
+    gpu.run(&cuda::matmul_packed(&m));
+    (gpu.read(out, want.len()), want, tolerance)
+}
