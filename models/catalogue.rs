@@ -49,6 +49,9 @@ pub struct Entry {
     /// Whether the hub asks for an agreement first; `None` where that is not known.
     #[serde(default)]
     pub gated: Option<bool>,
+    /// Why the model does not run although its family does.
+    #[serde(default)]
+    pub refused: Option<String>,
     /// Anything else worth knowing.
     #[serde(default)]
     pub note: Option<String>,
@@ -64,10 +67,10 @@ struct File {
 }
 
 impl Entry {
-    /// Whether this crate can describe models of its family.
+    /// Whether this crate can describe the model.
     #[must_use]
     pub fn runs(&self) -> bool {
-        crate::FAMILIES.iter().any(|(family, _)| *family == self.family)
+        self.refused.is_none() && crate::FAMILIES.iter().any(|(family, _)| *family == self.family)
     }
 
     /// Whether the value of `field` was seen at its source.
@@ -148,7 +151,8 @@ mod tests {
     #[test]
     fn every_family_runs_or_is_known_not_to() {
         for e in entries() {
-            assert!(e.runs() != OTHERS.contains(&&*e.family), "{}: {}", e.name, e.family);
+            let cannot = OTHERS.contains(&&*e.family) || e.refused.is_some();
+            assert!(e.runs() != cannot, "{}: {}", e.name, e.family);
         }
     }
 

@@ -148,6 +148,14 @@ impl Error {
         self
     }
 
+    /// The same error without its source, so that two may tell it.
+    pub(crate) fn restated(&self) -> Self {
+        let Parts { kind, what, place, so, hint, source: _ } = &*self.0;
+        let (kind, what) = (*kind, what.clone());
+        let (place, so, hint) = (place.clone(), so.clone(), hint.clone());
+        Self(Box::new(Parts { kind, what, place, so, hint, source: None }))
+    }
+
     /// What the reader can do about it.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {

@@ -14,6 +14,8 @@ mod api;
 #[cfg(feature = "hub")]
 mod cache;
 #[cfg(feature = "hub")]
+mod check;
+#[cfg(feature = "hub")]
 mod choose;
 #[cfg(feature = "hub")]
 mod download;
@@ -39,6 +41,8 @@ use crate::files::ModelFiles;
 
 #[cfg(feature = "hub")]
 pub use cache::{CachedModel, list_cached};
+#[cfg(feature = "hub")]
+pub use check::{CheckedFile, check_files};
 pub use options::{HubOptions, Token};
 pub use progress::{Event, Progress};
 #[cfg(feature = "hub")]

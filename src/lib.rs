@@ -11,7 +11,8 @@
 //!    [`memory`] tells beforehand what it needs.
 //! 4. [`tokenizer`] turns text into ids and back, [`chat`] a conversation into a prompt.
 //! 5. [`mod@generate`] runs prefill and decode over a [`cache`], and [`sample`] chooses each id.
-//! 6. [`eval`] measures perplexity, and how far a format is from another; [`mod@quantize`] packs weights once and for all.
+//! 6. [`eval`] measures perplexity, and how far a format is from another; [`mod@quantize`] packs weights once and for
+//!    all; [`mod@verify`] checks a model on disk.
 //!
 //! # A first text
 //!
@@ -52,6 +53,7 @@ mod platform;
 pub mod quantize;
 pub mod sample;
 pub mod tokenizer;
+pub mod verify;
 
 pub use cache::KvCache;
 pub use device::{DeviceChoice, Placement};

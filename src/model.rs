@@ -135,7 +135,11 @@ impl Model {
     }
 
     /// Where the files of the model are that `name` tells, fetched if need be, and how reports call it.
-    pub(crate) fn find(name: &str, options: &LoadOptions) -> Result<(String, ModelFiles)> {
+    ///
+    /// # Errors
+    ///
+    /// If there is no such model, or it is not complete and cannot be fetched.
+    pub fn find(name: &str, options: &LoadOptions) -> Result<(String, ModelFiles)> {
         let reference = ModelRef::parse(Some(name).filter(|name| !name.is_empty()))?;
         let silent = Silent;
         let progress: &dyn hub::Progress = match &options.progress {

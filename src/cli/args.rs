@@ -15,7 +15,8 @@ use super::talk::{self, LoadBar};
 /// Which model, and how it runs.
 #[derive(Clone, clap::Args)]
 pub(super) struct ModelArgs {
-    /// Model: a folder, a *.safetensors file, or organisation/name[@revision]; nothing for the built-in one
+    /// Model: a folder, a *.safetensors file, organisation/name[@revision] or a short name of the catalogue; nothing for
+    /// the built-in one
     #[arg(short, long, env = "TRAMONTANE_MODEL", value_name = "MODEL")]
     pub(super) model: Option<String>,
 
@@ -91,17 +92,24 @@ pub(super) enum KvArg {
     Q8,
 }
 
+impl FormatArg {
+    /// The format that is meant.
+    pub(super) fn format(self) -> Format {
+        match self {
+            Self::Auto => Format::Auto,
+            Self::F32 => Format::F32,
+            Self::Bf16 => Format::Bf16,
+            Self::F16 => Format::F16,
+            Self::Q8 => Format::Q8,
+            Self::Q4 => Format::Q4,
+        }
+    }
+}
+
 impl ModelArgs {
     /// The format of the weights.
     pub(super) fn format(&self) -> Format {
-        match self.format {
-            FormatArg::Auto => Format::Auto,
-            FormatArg::F32 => Format::F32,
-            FormatArg::Bf16 => Format::Bf16,
-            FormatArg::F16 => Format::F16,
-            FormatArg::Q8 => Format::Q8,
-            FormatArg::Q4 => Format::Q4,
-        }
+        self.format.format()
     }
 
     /// The format of the cache.
@@ -119,7 +127,13 @@ impl ModelArgs {
         plan.placement(&self.options(&Arc::new(LoadBar::new(false))))
     }
 
+    /// How the model is loaded, with a progress bar.
     pub(super) fn options(&self, bar: &Arc<LoadBar>) -> LoadOptions {
+        LoadOptions { progress: Some(bar.clone()), ..self.silent_options() }
+    }
+
+    /// How the model is loaded, where nobody hears of the progress.
+    pub(super) fn silent_options(&self) -> LoadOptions {
         let mut hub = HubOptions::from_env();
         hub.offline |= self.offline;
         LoadOptions {
@@ -130,7 +144,7 @@ impl ModelArgs {
             context: self.ctx_size.map(|n| n as usize),
             strict: self.strict,
             hub,
-            progress: Some(bar.clone()),
+            progress: None,
         }
     }
 

@@ -23,7 +23,9 @@ pub(super) fn notices(entry: &Entry, endpoint: &str) -> Vec<String> {
             entry.repository
         ));
     }
-    if !entry.runs() {
+    if let Some(why) = &entry.refused {
+        lines.push(format!("does not run yet: {why}"));
+    } else if !entry.runs() {
         lines.push(format!("{} is not among the families that run yet", entry.family));
     }
     lines.extend(entry.note.clone());

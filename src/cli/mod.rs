@@ -23,6 +23,7 @@ mod signals;
 mod talk;
 mod template;
 mod tokenize;
+mod verify;
 
 use std::process::ExitCode;
 
@@ -81,6 +82,8 @@ enum Command {
     /// List the models on this machine, or the open French models that are known
     #[cfg(feature = "hub")]
     List(list::Args),
+    /// Check a model on disk: hashes, weights, configuration, tokenizer, template, numbers
+    Verify(verify::Args),
     /// Check this machine: instructions, threads, memory, devices, caches
     Doctor(doctor::Args),
     /// Print a completion script for a shell
@@ -108,6 +111,7 @@ pub(crate) fn run() -> Result<ExitCode> {
         Command::Pull(args) => pull::run(args),
         #[cfg(feature = "hub")]
         Command::List(args) => list::run(args),
+        Command::Verify(args) => verify::run(args),
         Command::Doctor(args) => doctor::run(args),
         Command::Completions(args) => completions::run(args, Cli::command()),
     }

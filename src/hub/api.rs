@@ -42,7 +42,7 @@ pub(super) enum Hash {
 
 impl Hash {
     /// The hash that `digits` are, by their number.
-    fn parse(digits: &str) -> Option<Self> {
+    pub(super) fn parse(digits: &str) -> Option<Self> {
         if is_hex(digits, 64) {
             Some(Self::Sha256(digits.to_owned()))
         } else if is_hex(digits, 40) {

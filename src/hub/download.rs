@@ -119,7 +119,7 @@ impl Session<'_> {
     fn hash_of(&self, path: &Path, file: &Wanted) -> Result<Hash> {
         self.progress.event(Event::Checking { file: &file.name, size: file.size });
         let mut content = File::open(path).map_err(|e| Error::io(path, e))?;
-        let mut hasher = Hasher::new(file);
+        let mut hasher = Hasher::new(&file.hash, file.size);
         self.hash_into(&mut content, path, &mut hasher)?;
         Ok(hasher.finish())
     }
@@ -155,29 +155,28 @@ fn validator_path(blob: &Path) -> PathBuf {
 }
 
 /// The hash of what has come in so far.
-enum Hasher {
+pub(super) enum Hasher {
     Sha256(Sha256),
     GitSha1(Sha1),
 }
 
 impl Hasher {
-    fn new(file: &Wanted) -> Self {
-        match file.hash {
+    /// A hasher for a content of `size` bytes, of the same kind as `like`.
+    pub(super) fn new(like: &Hash, size: u64) -> Self {
+        match like {
             Hash::Sha256(_) => Self::Sha256(Sha256::new()),
-            Hash::GitSha1(_) => {
-                Self::GitSha1(Sha1::new_with_prefix(format!("blob {}\0", file.size)))
-            }
+            Hash::GitSha1(_) => Self::GitSha1(Sha1::new_with_prefix(format!("blob {size}\0"))),
         }
     }
 
-    fn update(&mut self, bytes: &[u8]) {
+    pub(super) fn update(&mut self, bytes: &[u8]) {
         match self {
             Self::Sha256(hash) => hash.update(bytes),
             Self::GitSha1(hash) => hash.update(bytes),
         }
     }
 
-    fn finish(self) -> Hash {
+    pub(super) fn finish(self) -> Hash {
         let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect();
         match self {
             Self::Sha256(hash) => Hash::Sha256(hex(&hash.finalize())),
@@ -214,7 +213,7 @@ impl<'a> Transfer<'a> {
             .open(&path)
             .map_err(|e| Error::io(&path, e))?;
         let validator = std::fs::read_to_string(validator_path(&blob)).ok();
-        let hasher = Hasher::new(wanted);
+        let hasher = Hasher::new(&wanted.hash, wanted.size);
         let mut transfer =
             Self { session, wanted, path, file, position: 0, hasher, validator, received: 0 };
         let length = transfer.file.metadata().map_err(|e| Error::io(&transfer.path, e))?.len();
@@ -232,7 +231,7 @@ impl<'a> Transfer<'a> {
     fn restart(&mut self) -> Result<()> {
         self.file.set_len(0).map_err(|e| Error::io(&self.path, e))?;
         self.position = 0;
-        self.hasher = Hasher::new(self.wanted);
+        self.hasher = Hasher::new(&self.wanted.hash, self.wanted.size);
         self.validator = None;
         self.progress();
         Ok(())
@@ -361,7 +360,8 @@ impl<'a> Transfer<'a> {
     /// The hash of the whole content, once it is on the disk.
     fn finish(&mut self) -> Result<Hash> {
         self.file.sync_all().map_err(|e| self.cannot_write(e))?;
-        Ok(std::mem::replace(&mut self.hasher, Hasher::new(self.wanted)).finish())
+        Ok(std::mem::replace(&mut self.hasher, Hasher::new(&self.wanted.hash, self.wanted.size))
+            .finish())
     }
 
     fn cannot_write(&self, e: std::io::Error) -> Error {
@@ -397,7 +397,6 @@ mod tests {
 
     #[test]
     fn hashes_are_those_of_the_hub() {
-        let wanted = |hash| Wanted { name: "x".into(), size: 6, hash };
         // git hash-object and sha256sum of "hello\n".
         for (hash, expected) in [
             (Hash::GitSha1(String::new()), "ce013625030ba8dba906f756967f9e9ca394464a"),
@@ -406,7 +405,7 @@ mod tests {
                 "5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03",
             ),
         ] {
-            let mut hasher = Hasher::new(&wanted(hash));
+            let mut hasher = Hasher::new(&hash, 6);
             hasher.update(b"hel");
             hasher.update(b"lo\n");
             assert_eq!(hasher.finish().digits(), expected);

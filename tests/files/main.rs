@@ -16,6 +16,7 @@ mod index;
 mod inspect;
 mod mutations;
 mod tensors;
+mod verify;
 
 use std::io::Read as _;
 use std::path::Path;

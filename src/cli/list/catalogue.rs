@@ -153,20 +153,6 @@ fn size(entry: &Entry) -> String {
     talk::count((entry.parameters * 1e9) as u64)
 }
 
-impl FormatArg {
-    /// The format that is meant.
-    fn format(self) -> Format {
-        match self {
-            Self::Auto => Format::Auto,
-            Self::F32 => Format::F32,
-            Self::Bf16 => Format::Bf16,
-            Self::F16 => Format::F16,
-            Self::Q8 => Format::Q8,
-            Self::Q4 => Format::Q4,
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
