@@ -58,6 +58,15 @@ const NATIVE_KEYS: &[(&str, &str)] = &[
     ("rms_norm_eps", "norm_eps"),
     ("tie_word_embeddings", "tied_embeddings"),
     ("max_position_embeddings", "max_seq_len"),
+    ("hidden_act", "activation"),
+    // Within `moe`.
+    ("n_routed_experts", "num_experts"),
+    ("moe_intermediate_size", "expert_hidden_dim"),
+    ("routed_scaling_factor", "routed_scale"),
+    ("n_shared_experts", "num_shared_experts"),
+    ("n_group", "num_expert_groups"),
+    ("topk_group", "num_expert_groups_per_tok"),
+    ("moe_layer_freq", "route_every_n"),
 ];
 
 /// Keys that describe training, defaults of generation or the file itself, and change no logit.
@@ -230,8 +239,7 @@ impl Config {
     /// If the key is missing, empty or not a list of names.
     pub fn architecture(&self) -> Result<String, ConfigError> {
         if self.native {
-            let experts = self.map.contains_key("moe");
-            return Ok(if experts { "MixtralForCausalLM" } else { "MistralForCausalLM" }.to_owned());
+            return Ok(self.native_architecture().to_owned());
         }
         let known = || crate::FAMILIES.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
         match self.value("architectures") {
@@ -248,6 +256,22 @@ impl Config {
                 known()
             ))),
             Some(other) => Err(self.wrong("architectures", other, "a list of names")),
+        }
+    }
+
+    /// The family that the keys of a `params.json` show.
+    fn native_architecture(&self) -> &'static str {
+        let has = |key: &str| self.map.get(key).is_some_and(|value| !is_neutral(value));
+        if self.map.get("model_type").is_some_and(|kind| kind == "mamba") {
+            "Mamba2ForCausalLM"
+        } else if has("qk_nope_head_dim") {
+            "Mistral4ForCausalLM"
+        } else if has("moe") {
+            "MixtralForCausalLM"
+        } else if has("yarn") || has("llama_4_scaling") {
+            "Ministral3ForCausalLM"
+        } else {
+            "MistralForCausalLM"
         }
     }
 
@@ -468,7 +492,13 @@ impl Config {
 
     fn file_key<'a>(&self, key: &'a str) -> &'a str {
         let native = NATIVE_KEYS.iter().find(|(hf, _)| self.native && *hf == key);
-        native.map_or(key, |(_, native)| native)
+        match native {
+            // Newer files spell some keys as Hugging Face does.
+            Some((hf, native)) if self.map.contains_key(*native) || !self.map.contains_key(*hf) => {
+                native
+            }
+            Some(_) | None => key,
+        }
     }
 
     fn missing(&self, key: &str, expected: &str) -> ConfigError {

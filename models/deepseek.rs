@@ -6,17 +6,18 @@
 use serde_json::json;
 
 use crate::config::{Config, ConfigError};
-use crate::names::DEEPSEEK;
+use crate::names::{DEEPSEEK, MISTRAL_NATIVE};
 use crate::rope;
 use crate::spec::{
-    Architecture, Dense, Embedding, Head, Latent, Layer, Mixer, Mlp, Norm, NormKind, Residual,
-    RopeStyle, Scores, Stored,
+    Architecture, Dense, Embedding, Experts, Head, Latent, Layer, Mixer, Mlp, Norm, NormKind,
+    Residual, RopeStyle, Scores, Stored,
 };
 use crate::{experts, llama};
 
 /// More heads, or elements of one, than any model has.
 const MAX_SIZE: usize = 1 << 16;
-/// The latents' norms do not follow `rms_norm_eps`: the reference builds them with its default.
+/// In transformers the latents' norms do not follow `rms_norm_eps`, but the default of their class. Mistral's own files
+/// have one `norm_eps` for all.
 const LATENT_EPS: f32 = 1e-6;
 
 pub(crate) fn describe(c: &Config) -> Result<Architecture, ConfigError> {
@@ -45,10 +46,43 @@ pub(crate) fn describe_with(
         layers,
         final_norm: norm,
         head: Head { tied: c.flag("tie_word_embeddings", false)?, bias: false },
-        stored: Stored { extra_layers, ..Stored::plain(&DEEPSEEK) },
+        stored: Stored { extra_layers, ..stored(c) },
         bos: c.ids("bos_token_id", vocab)?.first().copied(),
         eos: c.ids("eos_token_id", vocab)?,
     })
+}
+
+fn stored(c: &Config) -> Stored {
+    if !c.is_native() {
+        return Stored::plain(&DEEPSEEK);
+    }
+    llama::ignore_native(c);
+    Stored::plain(&MISTRAL_NATIVE)
+}
+
+/// The experts and the number of layers before them. Mistral's own files tell both in a section.
+fn read_experts(
+    c: &Config,
+    dense: &Dense,
+    (scores, correction): (Scores, bool),
+    n_layers: usize,
+) -> Result<(Experts, usize), ConfigError> {
+    let moe = if c.is_native() { c.section("moe")? } else { None };
+    let m = moe.as_ref().unwrap_or(c);
+    let experts = experts::read(m, dense.activation, scores, correction)?;
+    m.only("moe_layer_freq", &[json!(1)])?;
+    let Some(n_dense) = experts::whole(m, "first_k_dense_replace", n_layers)? else {
+        return Err(ConfigError::bad(format!(
+            "{} is missing, expected the number of layers without experts",
+            m.name("first_k_dense_replace")
+        )));
+    };
+    if let Some(moe) = &moe {
+        // How the training was spread over machines.
+        moe.ignore(&["expert_parallel", "expert_model_parallel"]);
+        moe.finish()?;
+    }
+    Ok((experts, n_dense))
 }
 
 /// The blocks: dense MLPs first, then experts.
@@ -59,17 +93,10 @@ fn layers(
     correction: bool,
 ) -> Result<Vec<Layer>, ConfigError> {
     let activation = llama::activation(c, "hidden_act")?;
-    let latent = latent(c)?;
+    let latent = latent(c, norm)?;
     let dense = Dense { inner: c.count("intermediate_size")?, activation, bias: false };
-    let experts = experts::read(c, activation, scores, correction)?;
-    c.only("moe_layer_freq", &[json!(1)])?;
     let n_layers = llama::below(c, "num_hidden_layers", llama::MAX_LAYERS)?;
-    let n_dense = experts::whole(c, "first_k_dense_replace", n_layers)?;
-    let Some(n_dense) = n_dense else {
-        return Err(ConfigError::bad(
-            "`first_k_dense_replace` is missing, expected the number of layers without experts",
-        ));
-    };
+    let (experts, n_dense) = read_experts(c, &dense, (scores, correction), n_layers)?;
     let layer = |i| Layer {
         mixer_norm: Some(norm.clone()),
         mixer: Some(Mixer::Latent(latent.clone())),
@@ -86,7 +113,7 @@ fn layers(
     Ok((0..n_layers).map(layer).collect())
 }
 
-fn latent(c: &Config) -> Result<Latent, ConfigError> {
+fn latent(c: &Config, norm: &Norm) -> Result<Latent, ConfigError> {
     let size = |key| llama::below(c, key, MAX_SIZE);
     let n_heads = size("num_attention_heads")?;
     let (nope_dim, rope_dim) = (size("qk_nope_head_dim")?, size("qk_rope_head_dim")?);
@@ -104,7 +131,11 @@ fn latent(c: &Config) -> Result<Latent, ConfigError> {
         rope,
         scale: (magnitude / ((nope_dim + rope_dim) as f64).sqrt()) as f32,
         bias: c.flag("attention_bias", false)?,
-        norm: Norm { kind: NormKind::Rms, eps: LATENT_EPS },
+        norm: if c.is_native() {
+            norm.clone()
+        } else {
+            Norm { kind: NormKind::Rms, eps: LATENT_EPS }
+        },
         query_scale: None,
     })
 }

@@ -98,10 +98,17 @@ fn attention(c: &Config, hidden: usize) -> Result<Attention, ConfigError> {
 /// Mistral's own files name the tensors otherwise and interleave the rows of queries and keys.
 fn stored(c: &Config) -> Stored {
     if c.is_native() {
+        ignore_native(c);
         Stored { qk_rows: RopeStyle::Interleaved, ..Stored::plain(&MISTRAL_NATIVE) }
     } else {
         Stored::plain(&HUGGING_FACE)
     }
+}
+
+/// Keys of a `params.json` that are about images, or about how many positions the model was made for, of which the file
+/// may say two.
+pub(crate) fn ignore_native(c: &Config) {
+    c.ignore(&["vision_encoder", "multimodal", "max_position_embeddings", "model_parallel"]);
 }
 
 /// A required count of at most `max`.

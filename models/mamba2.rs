@@ -19,9 +19,8 @@ const MAX_CONV: usize = 64;
 const MAX_SIZE: usize = 1 << 16;
 
 pub(crate) fn describe(c: &Config) -> Result<Architecture, ConfigError> {
-    let (hidden, vocab) =
-        (c.count("hidden_size")?, llama::below(c, "vocab_size", llama::MAX_VOCAB)?);
-    let norm = Norm { kind: NormKind::Rms, eps: c.positive("layer_norm_epsilon")? as f32 };
+    let (hidden, vocab) = (c.count("hidden_size")?, vocab(c)?);
+    let norm = Norm { kind: NormKind::Rms, eps: eps(c)? };
     let layer = Layer {
         mixer_norm: Some(norm.clone()),
         mixer: Some(Mixer::Mamba(mamba(c, hidden, norm.eps)?)),
@@ -32,6 +31,10 @@ pub(crate) fn describe(c: &Config) -> Result<Architecture, ConfigError> {
         residual: Residual::Sequential,
     };
     c.only("rms_norm", &[json!(true)])?;
+    if c.is_native() {
+        // How norms and sums were computed together; `pad_vocab_size_multiple` is read with the vocabulary.
+        c.ignore(&["fused_add_norm"]);
+    }
     // How states were initialised and how a prompt is cut change no number; residuals are always f32.
     c.ignore(&[
         "chunk_size",
@@ -52,14 +55,71 @@ pub(crate) fn describe(c: &Config) -> Result<Architecture, ConfigError> {
         embedding: Embedding::default(),
         layers: vec![layer; n_layers],
         final_norm: norm,
-        head: Head { tied: c.flag("tie_word_embeddings", false)?, bias: false },
+        head: Head { tied: c.flag(tie_key(c), false)?, bias: false },
         stored: Stored::plain(&MAMBA),
         bos: c.ids("bos_token_id", vocab)?.first().copied(),
         eos: c.ids("eos_token_id", vocab)?,
     })
 }
 
+/// Mistral's own file leaves to the training library's defaults what Hugging Face's configuration spells out.
+fn eps(c: &Config) -> Result<f32, ConfigError> {
+    let eps = c.maybe_positive("layer_norm_epsilon")?;
+    match eps {
+        Some(eps) => Ok(eps as f32),
+        None if c.is_native() => Ok(1e-5),
+        None => Ok(c.positive("layer_norm_epsilon")? as f32),
+    }
+}
+
+fn tie_key(c: &Config) -> &'static str {
+    if c.is_native() { "tie_embeddings" } else { "tie_word_embeddings" }
+}
+
+/// Rows of the embedding: the training library rounds them up.
+fn vocab(c: &Config) -> Result<usize, ConfigError> {
+    let vocab = llama::below(c, "vocab_size", llama::MAX_VOCAB)?;
+    let multiple = if c.is_native() { c.maybe_count("pad_vocab_size_multiple")? } else { None };
+    match multiple {
+        Some(multiple) if multiple > llama::MAX_VOCAB => {
+            let name = c.name("pad_vocab_size_multiple");
+            Err(ConfigError::bad(format!(
+                "{name} is {multiple}, expected at most {}",
+                llama::MAX_VOCAB
+            )))
+        }
+        Some(multiple) => Ok(vocab.next_multiple_of(multiple)),
+        None => Ok(vocab),
+    }
+}
+
+/// The mixer of a `params.json`: the defaults of the training library, but for the groups.
+fn native_mamba(c: &Config, hidden: usize, eps: f32) -> Result<Mamba, ConfigError> {
+    const HEAD_DIM: usize = 64;
+    if !(2 * hidden).is_multiple_of(HEAD_DIM) {
+        let name = c.name("hidden_size");
+        return Err(ConfigError::bad(format!("{name} is {hidden}, expected a multiple of 32")));
+    }
+    let mamba = Mamba {
+        n_heads: 2 * hidden / HEAD_DIM,
+        head_dim: HEAD_DIM,
+        n_groups: c.count("n_groups")?,
+        state_dim: 128,
+        conv_width: 4,
+        conv_bias: true,
+        bias: false,
+        step_min: 0.0,
+        step_max: f32::INFINITY,
+        eps,
+    };
+    check(c, &mamba, "hidden_size")?;
+    Ok(mamba)
+}
+
 fn mamba(c: &Config, hidden: usize, eps: f32) -> Result<Mamba, ConfigError> {
+    if c.is_native() {
+        return native_mamba(c, hidden, eps);
+    }
     c.only("hidden_act", &[json!("silu"), json!("swish")])?;
     let (step_min, step_max) = step_limit(c)?;
     let mamba = Mamba {

@@ -15,6 +15,9 @@ pub(crate) fn read(c: &Config, rotary_dim: usize, style: RopeStyle) -> Result<Ro
     if !rotary_dim.is_multiple_of(2) {
         return Err(odd(rotary_dim));
     }
+    if c.is_native() {
+        return Ok(Rope { theta: theta(c, None)?, rotary_dim, style, scaling: native_scaling(c)? });
+    }
     let (old, new) = (c.section("rope_scaling")?, c.section("rope_parameters")?);
     if old.is_some() && new.is_some() {
         return Err(ConfigError::bad(
@@ -28,6 +31,25 @@ pub(crate) fn read(c: &Config, rotary_dim: usize, style: RopeStyle) -> Result<Ro
         None => RopeScaling::None,
     };
     Ok(Rope { theta, rotary_dim, style, scaling })
+}
+
+/// Mistral's own `yarn`, whose `beta` and `alpha` are `beta_fast` and `beta_slow`.
+///
+/// With latent attention the magnitude is a matter of the scores alone: see [`latent_magnitude`].
+fn native_scaling(c: &Config) -> Result<RopeScaling, ConfigError> {
+    let Some(section) = c.section("yarn")? else { return Ok(RopeScaling::None) };
+    let factor = factor(&section)?;
+    let scales = section.flag("apply_scale", true)? && !c.has("qk_nope_head_dim");
+    let scaling = RopeScaling::Yarn {
+        factor,
+        original: section.count("original_max_position_embeddings")?,
+        beta_fast: section.positive("beta")?,
+        beta_slow: section.positive("alpha")?,
+        magnitude: if scales { magnitude(factor, 1.0) as f32 } else { 1.0 },
+        truncate: true,
+    };
+    section.finish()?;
+    Ok(scaling)
 }
 
 /// A rotary embedding with the usual base and no scaling.
@@ -157,8 +179,13 @@ fn yarn(c: &Config, section: &Config) -> Result<RopeScaling, ConfigError> {
 /// References disagree on Mistral Small 4: transformers and DeepSeek's own code multiply as is done here; others read
 /// from Mistral's `"apply_scale": false` that nothing is multiplied. A configuration in the form of Hugging Face
 /// cannot say `apply_scale`, so the reference that defines that form is followed; `"apply_scale": false` beside
-/// `mscale_all_dim` is honoured all the same.
+/// `mscale_all_dim` is honoured all the same. Mistral's own `params.json` says `apply_scale`, and is followed.
 pub(crate) fn latent_magnitude(c: &Config) -> Result<f64, ConfigError> {
+    if c.is_native() {
+        let Some(yarn) = c.section("yarn")? else { return Ok(1.0) };
+        let scales = yarn.flag("apply_scale", true)?;
+        return Ok(if scales { magnitude(factor(&yarn)?, 1.0).powi(2) } else { 1.0 });
+    }
     let Some(section) = c.section("rope_parameters")?.or(c.section("rope_scaling")?) else {
         return Ok(1.0);
     };
@@ -168,9 +195,12 @@ pub(crate) fn latent_magnitude(c: &Config) -> Result<f64, ConfigError> {
     else {
         return Ok(1.0);
     };
-    let factor = factor(&section)?;
-    let magnitude = if factor <= 1.0 { 1.0 } else { 0.1 * all_dim * factor.ln() + 1.0 };
-    Ok(magnitude * magnitude)
+    Ok(magnitude(factor(&section)?, all_dim).powi(2))
+}
+
+/// How much YaRN stretches the scores of a context that is `factor` times as long.
+fn magnitude(factor: f64, mscale: f64) -> f64 {
+    if factor <= 1.0 { 1.0 } else { 0.1 * mscale * factor.ln() + 1.0 }
 }
 
 /// What sines and cosines are multiplied by.
@@ -178,7 +208,7 @@ pub(crate) fn latent_magnitude(c: &Config) -> Result<f64, ConfigError> {
 /// 1 if `apply_scale` is false; `attention_factor` if given; else the ratio of the two `mscale` terms if both are non-zero; else
 /// `0.1 ln(factor) + 1`. An `mscale_all_dim` of 0 counts as absent, as in the reference.
 fn yarn_magnitude(section: &Config, factor: f64) -> Result<f32, ConfigError> {
-    let term = |mscale: f64| if factor <= 1.0 { 1.0 } else { 0.1 * mscale * factor.ln() + 1.0 };
+    let term = |mscale| magnitude(factor, mscale);
     let given = section.maybe_positive("attention_factor")?;
     let mscale = section.maybe_number("mscale")?.filter(|m| *m != 0.0);
     let all_dim = section.maybe_number("mscale_all_dim")?.filter(|m| *m != 0.0);

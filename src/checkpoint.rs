@@ -120,6 +120,7 @@ impl Checkpoint {
             "tok_embeddings.weight",
             "layers.0.attention.wq.weight",
             "layers.0.attention.wkv_a_with_mqa.weight",
+            "model.backbone.embedding.weight",
         ];
         if native.iter().any(|name| self.get(name).is_some()) {
             Layout::MistralNative

@@ -11,7 +11,7 @@ mod tensors;
 use std::collections::BTreeSet;
 
 use safetensors::Dtype;
-use tramontane_models::names::{Part, Prefix};
+use tramontane_models::names::{Names, Part, Prefix};
 use tramontane_models::spec::{Architecture, Attention, Norm, NormKind, Qkv, RopeStyle};
 
 use crate::checkpoint::{Bytes, Checkpoint, TensorData};
@@ -151,7 +151,7 @@ impl<'a, D: Ops> Loader<'a, D> {
     /// The name of the matrix of `part` when it is packed, without its format: that of the family, if it has one.
     fn packed_name(&self, part: Part, at: At) -> String {
         let names = self.architecture.stored.names;
-        let own = names.module(part, self.prefix, at.layer, at.expert);
+        let own = names.modules(part, self.prefix, at.layer, at.expert).next();
         own.unwrap_or_else(|| format!("{part:?}.{}.{}", at.layer, at.expert))
     }
 
@@ -347,9 +347,8 @@ impl<'a, D: Ops> Loader<'a, D> {
     }
 
     fn name(&self, part: Part, at: At, suffix: &str) -> Option<String> {
-        let module =
-            self.architecture.stored.names.module(part, self.prefix, at.layer, at.expert)?;
-        Some(if suffix.is_empty() { module } else { format!("{module}.{suffix}") })
+        let names = self.architecture.stored.names;
+        stored_name(names, self.checkpoint, part, self.prefix, at, suffix)
     }
 
     /// The weight or bias of a projection in the form of the graph: plain numbers, `shape`, halves rotated together.
@@ -526,7 +525,8 @@ impl<'a, D: Ops> Loader<'a, D> {
 /// What stands before the names of the text model in this checkpoint.
 fn prefix(architecture: &Architecture, checkpoint: &Checkpoint) -> Result<Prefix> {
     let names = architecture.stored.names;
-    let embed = |prefix: Prefix| names.module(Part::Embed, prefix, 0, 0).map(|m| m + ".weight");
+    let embed =
+        |prefix| stored_name(names, checkpoint, Part::Embed, prefix, At::default(), "weight");
     let is_there = |prefix: &&Prefix| {
         let stored = embed(**prefix).is_some_and(|name| checkpoint.get(&name).is_some());
         stored || has_packed(architecture, checkpoint, Part::Embed, **prefix)
@@ -551,9 +551,28 @@ fn has_packed(
     part: Part,
     prefix: Prefix,
 ) -> bool {
-    let Some(module) = architecture.stored.names.module(part, prefix, 0, 0) else { return false };
-    let name = |format: &Format| format!("{module}.{}", format.packed_suffix());
-    Format::ALL.iter().any(|format| checkpoint.get(&name(format)).is_some())
+    let names = architecture.stored.names;
+    Format::ALL.iter().any(|format| {
+        let suffix = format.packed_suffix();
+        stored_name(names, checkpoint, part, prefix, At::default(), &suffix)
+            .is_some_and(|name| checkpoint.get(&name).is_some())
+    })
+}
+
+/// The name of a tensor of `part` in the checkpoint, or the one it should have; `None` if the family has no such part.
+fn stored_name(
+    names: &Names,
+    checkpoint: &Checkpoint,
+    part: Part,
+    prefix: Prefix,
+    at: At,
+    suffix: &str,
+) -> Option<String> {
+    let with_suffix =
+        |module: String| if suffix.is_empty() { module } else { format!("{module}.{suffix}") };
+    let mut all = names.modules(part, prefix, at.layer, at.expert).map(with_suffix).peekable();
+    let usual = all.peek().cloned();
+    all.find(|name| checkpoint.get(name).is_some()).or(usual)
 }
 
 /// A matrix without rows in the place of `tensor`.
@@ -582,8 +601,8 @@ pub fn untie_stored_head(
         return None;
     }
     let stored = |part| {
-        let module = architecture.stored.names.module(part, prefix, 0, 0)?;
-        checkpoint.get(&format!("{module}.weight"))
+        let names = architecture.stored.names;
+        checkpoint.get(&stored_name(names, checkpoint, part, prefix, At::default(), "weight")?)
     };
     let (head, embed) = (stored(Part::Head)?, stored(Part::Embed)?);
     if head.shape == embed.shape && head.dtype == embed.dtype && *head.bytes == *embed.bytes {
