@@ -284,7 +284,13 @@ fn mistral_format(
     if matches!(&kind, Kind::SentencePiece { version } if version == "v1") && !is_mistral(files)? {
         return Ok(None);
     }
-    Ok(match mistral::Format::of(&kind) {
+    let settings = match &kind {
+        Kind::Tekken { version } if version == "v15" => mistral::Settings::read(files)?,
+        Kind::Tekken { .. } | Kind::SentencePiece { .. } | Kind::HuggingFace => {
+            mistral::Settings::default()
+        }
+    };
+    Ok(match mistral::Format::of(&kind, settings) {
         Ok(Some(format)) => Some((Format::Mistral(format), format.name())),
         Ok(None) => None,
         Err(e) => Some((Format::Unknown(e.what()), "an unknown Mistral format")),

@@ -76,6 +76,40 @@ fn built_in_formats_give_the_ids_of_mistral_common() {
 }
 
 #[test]
+fn version_15_tells_the_model_how_much_to_reason() {
+    let (tokenizer, template) = built_in("tekken_v15");
+    assert_eq!(template.source(), "Mistral v15");
+    let (mut equal, mut refused) = (0, 0);
+    for line in lines("v15.jsonl") {
+        let mut request = request(&line);
+        if let Value::String(effort) = &line["reasoning_effort"] {
+            request.template_kwargs.insert("reasoning_effort".into(), effort.as_str().into());
+        }
+        match template.encode(&request, &tokenizer) {
+            Ok(ids) => {
+                assert_eq!(
+                    json!(ids),
+                    line["ids"],
+                    "{}: {:?}",
+                    line["name"],
+                    template.render(&request)
+                );
+                equal += 1;
+            }
+            Err(e) => {
+                assert!(line.get("error").is_some(), "{}: {e}", line["name"]);
+                refused += 1;
+            }
+        }
+    }
+    assert_eq!((equal, refused), (20, 1));
+    let mut request =
+        ChatRequest::from_json(json!([{"role": "user", "content": "Salut"}])).unwrap();
+    request.template_kwargs.insert("temperature".into(), 1.into());
+    assert!(template.render(&request).unwrap_err().to_string().contains("`temperature`"));
+}
+
+#[test]
 fn built_in_formats_render_where_the_system_prompt_goes() {
     let messages = json!([
         {"role": "system", "content": "SYS"}, {"role": "user", "content": "Bonjour"},

@@ -1,6 +1,6 @@
 //! The chat formats of Mistral's own tokenizers, for repositories that ship no template.
 //!
-//! Source of the semantics: mistral-common, whose versions v1 to v13 each name a format. A request is
+//! Source of the semantics: mistral-common, whose versions v1 to v15 each name a format. A request is
 //! checked, normalised (neighbouring messages of one role are joined, JSON is written anew), and laid out as
 //! control tokens and texts; control tokens are inserted as ids, so no text can become one.
 //!
@@ -12,9 +12,11 @@
 //! | v7 | `[SYSTEM_PROMPT]`, where it stands | before the last user message | as v3, also after text |
 //! | v11 | as v7 | before the last user message | `[TOOL_CALLS]name[CALL_ID]id[ARGS]{…}` |
 //! | v13 | as v7 | before the first user message | `[TOOL_CALLS]name[ARGS]{…}` |
+//! | v15 | as v7 | before the first user message, then `[MODEL_SETTINGS]` | as v13 |
 
 mod check;
 mod normal;
+mod settings;
 
 use serde_json::Value;
 
@@ -23,6 +25,7 @@ use super::message::ChatRequest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::tokenizer::{Kind, Tokenizer};
 use normal::{Call, Chunk, Turn};
+pub(super) use settings::Settings;
 
 /// A version of the format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -33,6 +36,7 @@ pub(super) enum Version {
     V7,
     V11,
     V13,
+    V15,
 }
 
 /// A format: a version, in the spelling of one kind of tokenizer.
@@ -41,6 +45,8 @@ pub(super) struct Format {
     version: Version,
     /// SentencePiece puts a space before each text.
     spaced: bool,
+    /// What a request may ask of the model, from version 15 on.
+    settings: Settings,
 }
 
 /// A piece of a prompt.
@@ -60,7 +66,7 @@ impl Format {
     /// # Errors
     ///
     /// If the tokenizer is of a version whose format is not known here.
-    pub(super) fn of(kind: &Kind) -> Result<Option<Self>> {
+    pub(super) fn of(kind: &Kind, settings: Settings) -> Result<Option<Self>> {
         let (version, spaced) = match kind {
             Kind::HuggingFace => return Ok(None),
             Kind::Tekken { version } => (version, false),
@@ -73,14 +79,15 @@ impl Format {
             "v7" => Version::V7,
             "v11" => Version::V11,
             "v13" => Version::V13,
+            "v15" => Version::V15,
             other => {
                 return Err(Error::not_supported(format!(
                     "the chat format of Mistral tokenizers {other} is not known; known are v1, v2, v3, v7, \
-                     v11 and v13"
+                     v11, v13 and v15"
                 )));
             }
         };
-        Ok(Some(Self { version, spaced }))
+        Ok(Some(Self { version, spaced, settings }))
     }
 
     /// How people call the format.
@@ -94,6 +101,7 @@ impl Format {
             (Version::V7, false) => "Mistral v7-tekken",
             (Version::V11, _) => "Mistral v11",
             (Version::V13, _) => "Mistral v13",
+            (Version::V15, _) => "Mistral v15",
         }
     }
 
@@ -140,9 +148,7 @@ impl Format {
     }
 
     fn pieces(self, request: &ChatRequest) -> Result<Vec<Piece>> {
-        if let Some(name) = request.template_kwargs.keys().next() {
-            return Err(refusal(format!("{} has no setting `{name}`", self.name())));
-        }
+        let settings = self.settings.written(&request.template_kwargs, self.name())?;
         let turns = normal::turns(self.version, request)?;
         let tools = normal::tools(request.tools.as_ref())?;
         let users = || turns.iter().enumerate().filter(|(_, turn)| matches!(turn, Turn::User(_)));
@@ -152,6 +158,12 @@ impl Format {
         let mut pieces = vec![Control("<s>")];
         for (i, turn) in turns.iter().enumerate() {
             match turn {
+                Turn::System(chunks)
+                    if self.version >= Version::V15
+                        && chunks.iter().any(|c| matches!(c, Chunk::Thinking { .. })) =>
+                {
+                    return Err(refusal("a system message holds reasoning"));
+                }
                 Turn::System(chunks) => {
                     pieces.push(Control("[SYSTEM_PROMPT]"));
                     self.chunks(chunks, &mut pieces)?;
@@ -161,12 +173,9 @@ impl Format {
                     let with_tools = if self.version >= Version::V13 { first } else { last };
                     let with_system = if self.version == Version::V1 { first } else { last };
                     let tools = tools.as_ref().filter(|_| with_tools == Some(i));
-                    self.user(
-                        text,
-                        tools,
-                        system.as_deref().filter(|_| with_system == Some(i)),
-                        &mut pieces,
-                    );
+                    let system = system.as_deref().filter(|_| with_system == Some(i));
+                    let settings = settings.as_deref().filter(|_| first == Some(i));
+                    self.user(text, tools, system, settings, &mut pieces);
                 }
                 Turn::Assistant { chunks, calls, prefix } => {
                     let past = Some(i) < last;
@@ -186,6 +195,7 @@ impl Format {
         text: &str,
         tools: Option<&Value>,
         system: Option<&str>,
+        settings: Option<&str>,
         pieces: &mut Vec<Piece>,
     ) {
         let text = match system {
@@ -201,6 +211,11 @@ impl Format {
             pieces.push(Control("[AVAILABLE_TOOLS]"));
             pieces.push(Text(json::dumps(tools)));
             pieces.push(Control("[/AVAILABLE_TOOLS]"));
+        }
+        if let Some(settings) = settings {
+            pieces.push(Control("[MODEL_SETTINGS]"));
+            pieces.push(Text(settings.to_owned()));
+            pieces.push(Control("[/MODEL_SETTINGS]"));
         }
         pieces.extend([Control("[INST]"), Text(text), Control("[/INST]")]);
     }
@@ -311,7 +326,7 @@ impl Format {
                 let content = Text(content.to_owned());
                 result(pieces, vec![Text(id.to_owned()), Control("[TOOL_CONTENT]"), content]);
             }
-            Version::V13 => result(pieces, vec![Text(content.to_owned())]),
+            Version::V13 | Version::V15 => result(pieces, vec![Text(content.to_owned())]),
         }
         Ok(())
     }

@@ -152,7 +152,7 @@ fn check_version(file: &File<'_>) -> Result<String> {
     let number = version.strip_prefix('v').and_then(|n| n.parse::<u32>().ok());
     match (number, &file.special_tokens) {
         (None, _) => Err(Error::not_supported(format!(
-            "`config.version` is `{version}`, expected v3, v7, v11 or v13"
+            "`config.version` is `{version}`, expected v3, v7, v11, v13 or v15"
         ))),
         (Some(n), None) if n > 7 => Err(Error::bad_model(format!(
             "there is no `special_tokens`, expected in a file of version {version}"

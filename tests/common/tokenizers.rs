@@ -10,7 +10,7 @@ use tramontane::files::ModelFiles;
 use tramontane::tokenizer::Tokenizer;
 
 /// The tokenizers, by the names that the vectors give them, with their file and its name in a model.
-pub(crate) const FILES: [(&str, &str, &str); 14] = [
+pub(crate) const FILES: [(&str, &str, &str); 15] = [
     ("spm_v1", "tokenizer.model.v1", "tokenizer.model"),
     ("spm_v2", "mistral_instruct_tokenizer_240216.model.v2", "tokenizer.model.v2"),
     ("spm_v3", "mistral_instruct_tokenizer_240323.model.v3", "tokenizer.model.v3"),
@@ -19,6 +19,7 @@ pub(crate) const FILES: [(&str, &str, &str); 14] = [
     ("tekken_v7", "tekken_240911.json.xz", "tekken.json"),
     ("tekken_v11", "tekken_240911.json.xz", "tekken.json"),
     ("tekken_v13", "tekken_240911.json.xz", "tekken.json"),
+    ("tekken_v15", "tekken_240911.json.xz", "tekken.json"),
     ("spm_v1.json", "spm_v1.tokenizer.json.xz", "tokenizer.json"),
     ("spm_v2.json", "spm_v2.tokenizer.json.xz", "tokenizer.json"),
     ("spm_v3.json", "spm_v3.tokenizer.json.xz", "tokenizer.json"),
@@ -32,7 +33,7 @@ pub(crate) fn data() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/tokenizers")
 }
 
-/// The content of a tokenizer file, unpacked; `tekken_v7`, `v11` and `v13` are made from the one that
+/// The content of a tokenizer file, unpacked; `tekken_v7`, `v11`, `v13` and `v15` are made from the one that
 /// is published with Nemo and the special tokens in `tekken_patches.json`.
 pub(crate) fn content(name: &str) -> Vec<u8> {
     let (_, file, _) = FILES.iter().find(|f| f.0 == name).expect("a tokenizer of that name");
@@ -48,6 +49,9 @@ pub(crate) fn content(name: &str) -> Vec<u8> {
     file.remove("image");
     file["config"]["version"] = patch["version"].clone();
     file.insert("special_tokens".to_owned(), patch["special_tokens"].clone());
+    if let Some(settings) = patch.get("model_settings_builder") {
+        file.insert("model_settings_builder".to_owned(), settings.clone());
+    }
     serde_json::to_vec(&tekken).expect("json")
 }
 

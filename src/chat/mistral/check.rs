@@ -179,9 +179,9 @@ fn call_id(version: Version, id: &str) -> Result<()> {
         Version::V3 | Version::V7 | Version::V11 => {
             id.len() == 9 && id.bytes().all(|b| b.is_ascii_alphanumeric())
         }
-        Version::V13 => !id.is_empty() && id != "null",
+        Version::V13 | Version::V15 => !id.is_empty() && id != "null",
     };
-    let expected = if version == Version::V13 { "an id" } else { "nine letters or digits" };
+    let expected = if version >= Version::V13 { "an id" } else { "nine letters or digits" };
     if good {
         Ok(())
     } else {

@@ -94,12 +94,12 @@ pub(super) fn turns(version: Version, request: &ChatRequest) -> Result<Vec<Turn>
         match group[0].role() {
             "system" if version >= Version::V7 => {
                 for message in group {
-                    turns.push(Turn::System(chunks(std::slice::from_ref(message))?));
+                    turns.push(Turn::System(chunks(version, std::slice::from_ref(message))?));
                 }
             }
             // Before version 7 the system prompt is part of a user message.
             "system" => {}
-            "user" => turns.push(Turn::User(text(group)?)),
+            "user" => turns.push(Turn::User(text(version, group)?)),
             "assistant" => {
                 let calls: Vec<Call> = group
                     .iter()
@@ -114,10 +114,11 @@ pub(super) fn turns(version: Version, request: &ChatRequest) -> Result<Vec<Turn>
                         .last()
                         .is_some_and(|last| group.last().is_some_and(|m| std::ptr::eq(m, last)));
                 let prefix = continued || group.iter().any(Message::is_prefix);
-                turns.push(Turn::Assistant { chunks: chunks(group)?, calls, prefix });
+                turns.push(Turn::Assistant { chunks: chunks(version, group)?, calls, prefix });
             }
             _ => {
-                let mut results = group.iter().map(tool_result).collect::<Result<Vec<_>>>()?;
+                let mut results =
+                    group.iter().map(|m| tool_result(version, m)).collect::<Result<Vec<_>>>()?;
                 if version >= Version::V11 {
                     sort_results(&mut results, &call_order);
                 }
@@ -142,12 +143,12 @@ fn sort_results(results: &mut [Turn], call_order: &[String]) {
     });
 }
 
-fn tool_result(message: &Message) -> Result<Turn> {
+fn tool_result(version: Version, message: &Message) -> Result<Turn> {
     let field = |name| message.get(name).and_then(Value::as_str).map(str::to_owned);
     Ok(Turn::Tool {
         name: field("name"),
         id: field("tool_call_id"),
-        content: text(std::slice::from_ref(message))?,
+        content: text(version, std::slice::from_ref(message))?,
     })
 }
 
@@ -157,14 +158,15 @@ pub(super) fn joined_system(version: Version, request: &ChatRequest) -> Option<S
         return None;
     }
     let systems = request.messages.iter().filter(|message| message.role() == "system");
-    let texts: Vec<String> = systems.filter_map(|m| text(std::slice::from_ref(m)).ok()).collect();
+    let texts: Vec<String> =
+        systems.filter_map(|m| text(version, std::slice::from_ref(m)).ok()).collect();
     let texts: Vec<String> = texts.into_iter().filter(|text| !text.is_empty()).collect();
     (!texts.is_empty()).then(|| texts.join(JOIN))
 }
 
 /// The text of messages that hold nothing else.
-fn text(messages: &[Message]) -> Result<String> {
-    match chunks(messages)?.pop() {
+fn text(version: Version, messages: &[Message]) -> Result<String> {
+    match chunks(version, messages)?.pop() {
         None => Ok(String::new()),
         Some(Chunk::Text(text)) => Ok(text),
         Some(Chunk::Thinking { .. }) => {
@@ -173,18 +175,22 @@ fn text(messages: &[Message]) -> Result<String> {
     }
 }
 
-/// The parts of messages of one role, texts next to each other joined.
-fn chunks(messages: &[Message]) -> Result<Vec<Chunk>> {
+/// The parts of messages of one role, texts next to each other joined: those of one message without anything between
+/// them, from version 15 on.
+fn chunks(version: Version, messages: &[Message]) -> Result<Vec<Chunk>> {
+    let within = if version >= Version::V15 { "" } else { JOIN };
     let mut chunks = Vec::new();
     for message in messages {
+        let mut join = JOIN;
         if let Some(reasoning) = message.get("reasoning_content").or(message.get("reasoning")) {
-            push(&mut chunks, thinking(reasoning, true)?);
+            push(&mut chunks, thinking(reasoning, true)?, join);
         }
         match message.get("content") {
-            Some(Value::String(text)) => push(&mut chunks, Chunk::Text(text.clone())),
+            Some(Value::String(text)) => push(&mut chunks, Chunk::Text(text.clone()), join),
             Some(Value::Array(parts)) => {
                 for part in parts {
-                    push(&mut chunks, self::part(part)?);
+                    push(&mut chunks, self::part(part)?, join);
+                    join = within;
                 }
             }
             _ => {}
@@ -222,11 +228,11 @@ fn thinking(value: &Value, closed: bool) -> Result<Chunk> {
     Ok(Chunk::Thinking { text, closed })
 }
 
-fn push(chunks: &mut Vec<Chunk>, chunk: Chunk) {
+fn push(chunks: &mut Vec<Chunk>, chunk: Chunk, join: &str) {
     match (chunks.last_mut(), chunk) {
         (_, Chunk::Text(text)) if text.is_empty() => {}
         (Some(Chunk::Text(before)), Chunk::Text(text)) => {
-            before.push_str(JOIN);
+            before.push_str(join);
             before.push_str(&text);
         }
         (_, chunk) => chunks.push(chunk),
