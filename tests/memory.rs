@@ -1,13 +1,15 @@
 //! Loading never holds two copies of the weights: peak memory of the real program on checkpoints of some hundred megabytes.
 //!
 //! Writes 600 MB to the temporary folder: `cargo test --release --test memory -- --ignored --nocapture`.
+#![cfg(target_os = "linux")]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 #[path = "common/tiny.rs"]
 #[expect(dead_code, reason = "each test file uses its part")]
 mod tiny;
 
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use tiny::{Tensor, safetensors};
@@ -73,6 +75,25 @@ fn tensors(fp8: bool) -> Vec<Tensor> {
     all
 }
 
+/// The most memory that the program uses while it loads the model and writes some tokens, as the system counts it.
+fn peak(model: &str) -> u64 {
+    let flags = ["--ids", "1,2,3", "-n", "200", "--ignore-eos", "-t", "2", "-q", "--device", "cpu"];
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tramontane"));
+    let mut child =
+        command.args(["generate", "-m", model]).args(flags).stdout(Stdio::null()).spawn().unwrap();
+    let status = format!("/proc/{}/status", child.id());
+    let mut peak = 0;
+    while child.try_wait().unwrap().is_none() {
+        let text = std::fs::read_to_string(&status).unwrap_or_default();
+        let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+        peak = peak.max(1024 * kib.unwrap_or(0));
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    assert!(child.wait().unwrap().success() && peak > 0);
+    peak
+}
+
 /// Peak memory of the program, and what it may be.
 fn measure(fp8: bool) -> (u64, u64) {
     let tensors = tensors(fp8);
@@ -86,15 +107,7 @@ fn measure(fp8: bool) -> (u64, u64) {
     std::fs::write(folder.path().join("config.json"), config(fp8).to_string()).unwrap();
     std::fs::write(folder.path().join("model.safetensors"), safetensors(&tensors)).unwrap();
     drop(tensors);
-    let mut command = Command::new(env!("CARGO_BIN_EXE_tramontane"));
-    let model = folder.path().to_str().unwrap();
-    let flags =
-        ["-p", "16", "-n", "4", "-r", "1", "-t", "2", "-o", "json", "--quiet", "--device", "cpu"];
-    let output = command.args(["bench", "-m", model]).args(flags).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
-    let records = report.as_array().unwrap();
-    let peak = records.iter().map(|r| r["peak_rss_bytes"].as_u64().unwrap()).max().unwrap();
+    let peak = peak(&folder.path().to_string_lossy());
     // Keys and values of all layers for as many tokens as the context holds.
     let cache = (2 * 2 * LAYERS * 256 * 256) as u64;
     (peak, weights + largest + cache + BESIDES)
