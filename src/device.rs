@@ -20,7 +20,9 @@ use crate::error::Result;
 use crate::memory::Estimate;
 use crate::model::{DEFAULT_CONTEXT, LoadOptions, Plan};
 use crate::nn::graph::Graph;
-use crate::ops::{Cpu, Format, KvFormat};
+#[cfg(feature = "cuda")]
+use crate::ops::KvFormat;
+use crate::ops::{Cpu, Format};
 
 /// The device that computes, as the caller asks for it.
 ///
@@ -95,7 +97,9 @@ pub(crate) struct Request {
     /// The format that was asked for.
     format: Format,
     /// The same, or the one in which most weights are stored.
+    #[cfg(feature = "cuda")]
     stored: Format,
+    #[cfg(feature = "cuda")]
     kv: KvFormat,
     estimate: Estimate,
     /// What is needed in each format, for advice.
@@ -107,7 +111,6 @@ impl Request {
     pub(crate) fn new(plan: &Plan, options: &LoadOptions) -> Self {
         // Without an explicit context, room for a usual conversation is enough: the cache grows as it is used.
         let context = options.context.unwrap_or_else(|| plan.context().min(DEFAULT_CONTEXT));
-        let kv = plan.kv(options.kv, options.format);
         let estimate = |format| plan.estimate(format, options.kv, context);
         Self {
             choice: options.device,
@@ -115,8 +118,10 @@ impl Request {
             architecture: plan.architecture.clone(),
             checkpoint: plan.checkpoint.clone(),
             format: options.format,
+            #[cfg(feature = "cuda")]
             stored: plan.format(options.format),
-            kv,
+            #[cfg(feature = "cuda")]
+            kv: plan.kv(options.kv, options.format),
             estimate: estimate(options.format),
             estimates: Format::ALL.iter().map(|format| (*format, estimate(*format))).collect(),
         }

@@ -1,6 +1,6 @@
 //! Attention of new tokens over the key/value cache.
 //!
-//! For each key/value head, the queries that share it are worked through in tiles of [`ROWS`], each of which meets
+//! For each key/value head, the queries that share it are worked through in tiles of `ROWS`, each of which meets
 //! every key and value once: sixteen keys at a time against up to six queries, then sixteen elements of the values
 //! against the same queries' weights, all sums in registers.
 //!
