@@ -4,19 +4,28 @@
 //! of the checkpoint must be used, or be known as not needed: a tensor that nobody asks for would have changed the
 //! numbers.
 
+mod errors;
 mod experts;
 mod fp8;
+mod naming;
+mod packed;
 mod tensors;
 
 use std::collections::BTreeSet;
 
 use safetensors::Dtype;
-use tramontane_models::names::{Names, Part, Prefix};
+use tramontane_models::names::{Part, Prefix};
 use tramontane_models::spec::{Architecture, Attention, Norm, NormKind, Qkv, RopeStyle};
+
+use errors::mismatch;
+use naming::{prefix, stored_name};
 
 use crate::checkpoint::{Bytes, Checkpoint, TensorData};
 use crate::error::{Error, Result};
 use crate::ops::{Format, NormWeight, Ops};
+
+pub use naming::untie_stored_head;
+pub use packed::Witness;
 
 /// Where in the model a part stands.
 #[derive(Debug, Clone, Copy, Default)]
@@ -49,23 +58,6 @@ pub struct Loader<'a, D> {
     witness: Option<&'a mut dyn Witness<D>>,
     /// Whether what is read now becomes a matrix.
     in_matrix: bool,
-}
-
-/// Is shown every weight while it is taken: what writes packed weights to a file.
-pub trait Witness<D: Ops> {
-    /// A matrix on the device, the name that it has when it is packed (without its format), and what it came from.
-    ///
-    /// # Errors
-    ///
-    /// If the witness cannot go on.
-    fn matrix(&mut self, name: String, from: &TensorData, weight: &D::Weight) -> Result<()>;
-
-    /// A tensor that is used as it is stored.
-    ///
-    /// # Errors
-    ///
-    /// If the witness cannot go on.
-    fn stored(&mut self, tensor: &TensorData) -> Result<()>;
 }
 
 impl<'a, D: Ops> Loader<'a, D> {
@@ -146,41 +138,6 @@ impl<'a, D: Ops> Loader<'a, D> {
         let Some(witness) = &mut self.witness else { return Ok(weight) };
         witness.matrix(name, &tensor, &weight)?;
         self.device.weight(&hollow(&tensor), Format::Auto)
-    }
-
-    /// The name of the matrix of `part` when it is packed, without its format: that of the family, if it has one.
-    fn packed_name(&self, part: Part, at: At) -> String {
-        let names = self.architecture.stored.names;
-        let own = names.modules(part, self.prefix, at.layer, at.expert).next();
-        own.unwrap_or_else(|| format!("{part:?}.{}.{}", at.layer, at.expert))
-    }
-
-    /// The packed matrix of `part`, if the checkpoint has one.
-    fn packed(&self, part: Part, at: At) -> Option<(&'a TensorData, Format)> {
-        let name = self.packed_name(part, at);
-        Format::ALL.iter().find_map(|format| {
-            let tensor = self.checkpoint.get(&format!("{name}.{}", format.packed_suffix()))?;
-            Some((tensor, *format))
-        })
-    }
-
-    /// A packed matrix: used where it is.
-    fn take_packed(
-        &mut self,
-        part: Part,
-        tensor: &'a TensorData,
-        format: Format,
-        shape: [usize; 2],
-    ) -> Result<D::Weight> {
-        let wanted = self.format_of(part);
-        if ![Format::Auto, format].contains(&wanted) {
-            return Err(tensor
-                .error(format!("the weights are packed as {format} and cannot become {wanted}"))
-                .hint("the model they were made from, or no --format"));
-        }
-        self.mark(tensor);
-        let weight = self.device.packed_weight(tensor, format, shape)?;
-        if self.rehearsal { self.device.weight(&hollow(tensor), Format::Auto) } else { Ok(weight) }
     }
 
     /// Marks a tensor as used, and tells how far loading has come.
@@ -522,97 +479,12 @@ impl<'a, D: Ops> Loader<'a, D> {
     }
 }
 
-/// What stands before the names of the text model in this checkpoint.
-fn prefix(architecture: &Architecture, checkpoint: &Checkpoint) -> Result<Prefix> {
-    let names = architecture.stored.names;
-    let embed =
-        |prefix| stored_name(names, checkpoint, Part::Embed, prefix, At::default(), "weight");
-    let is_there = |prefix: &&Prefix| {
-        let stored = embed(**prefix).is_some_and(|name| checkpoint.get(&name).is_some());
-        stored || has_packed(architecture, checkpoint, Part::Embed, **prefix)
-    };
-    names.prefixes.iter().find(is_there).copied().ok_or_else(|| {
-        let expected = names.prefixes.first().and_then(|p| embed(*p)).unwrap_or_default();
-        let some: Vec<&str> = checkpoint.names().take(3).collect();
-        let some = match some[..] {
-            [] => "no tensor at all".to_owned(),
-            _ => format!("`{}`", some.join("`, `")),
-        };
-        Error::bad_model(format!("tensor `{expected}` is missing; the file begins with {some}"))
-            .at(checkpoint.place())
-            .hint("the weights that belong to this config.json")
-    })
-}
-
-/// Whether the checkpoint has the matrix of `part` packed.
-fn has_packed(
-    architecture: &Architecture,
-    checkpoint: &Checkpoint,
-    part: Part,
-    prefix: Prefix,
-) -> bool {
-    let names = architecture.stored.names;
-    Format::ALL.iter().any(|format| {
-        let suffix = format.packed_suffix();
-        stored_name(names, checkpoint, part, prefix, At::default(), &suffix)
-            .is_some_and(|name| checkpoint.get(&name).is_some())
-    })
-}
-
-/// The name of a tensor of `part` in the checkpoint, or the one it should have; `None` if the family has no such part.
-fn stored_name(
-    names: &Names,
-    checkpoint: &Checkpoint,
-    part: Part,
-    prefix: Prefix,
-    at: At,
-    suffix: &str,
-) -> Option<String> {
-    let with_suffix =
-        |module: String| if suffix.is_empty() { module } else { format!("{module}.{suffix}") };
-    let mut all = names.modules(part, prefix, at.layer, at.expert).map(with_suffix).peekable();
-    let usual = all.peek().cloned();
-    all.find(|name| checkpoint.get(name).is_some()).or(usual)
-}
-
 /// A matrix without rows in the place of `tensor`.
 fn hollow(tensor: &TensorData) -> TensorData {
     let mut hollow = tensor.clone();
     hollow.shape = vec![0, tensor.shape.last().copied().unwrap_or(0)];
     (hollow.dtype, hollow.bytes) = (Dtype::F32, Bytes::from(Vec::new()));
     hollow
-}
-
-/// Unties the head where the checkpoint stores another matrix than the embedding, and says so.
-///
-/// Some repositories say `tie_word_embeddings` by oversight; transformers 5 uses the stored head too.
-#[must_use]
-pub fn untie_stored_head(
-    architecture: &mut Architecture,
-    checkpoint: &Checkpoint,
-) -> Option<String> {
-    if !architecture.head.tied {
-        return None;
-    }
-    let prefix = prefix(architecture, checkpoint).ok()?;
-    if has_packed(architecture, checkpoint, Part::Head, prefix) {
-        // It was packed beside the embedding because it differs from it, and the user was told then.
-        architecture.head.tied = false;
-        return None;
-    }
-    let stored = |part| {
-        let names = architecture.stored.names;
-        checkpoint.get(&stored_name(names, checkpoint, part, prefix, At::default(), "weight")?)
-    };
-    let (head, embed) = (stored(Part::Head)?, stored(Part::Embed)?);
-    if head.shape == embed.shape && head.dtype == embed.dtype && *head.bytes == *embed.bytes {
-        return None;
-    }
-    architecture.head.tied = false;
-    Some(format!(
-        "`{}` differs from the embedding although `tie_word_embeddings` is true: the stored head is used",
-        head.name
-    ))
 }
 
 fn check_finite(tensor: &TensorData, values: &[f32]) -> Result<()> {
@@ -622,65 +494,5 @@ fn check_finite(tensor: &TensorData, values: &[f32]) -> Result<()> {
             "`{}` holds {} at {i}, expected finite numbers",
             tensor.name, values[i]
         ))),
-    }
-}
-
-/// The error for a tensor of another shape, with the configuration's keys that decide the shape.
-fn mismatch(part: Part, tensor: &TensorData, expected: &[usize]) -> Error {
-    let keys = match part {
-        Part::Embed | Part::Head => "`vocab_size` and `hidden_size`",
-        Part::K | Part::V => "`num_key_value_heads`, `head_dim` and `hidden_size`",
-        Part::Q | Part::O => "`num_attention_heads`, `head_dim` and `hidden_size`",
-        Part::Gate
-        | Part::Up
-        | Part::Down
-        | Part::ExpertGate
-        | Part::ExpertUp
-        | Part::ExpertDown => "`intermediate_size` and `hidden_size`",
-        Part::AllGateUp | Part::AllUp | Part::AllDown => {
-            "`n_routed_experts`, `moe_intermediate_size` and `hidden_size`"
-        }
-        Part::SharedGate | Part::SharedUp | Part::SharedDown => {
-            "`n_shared_experts`, `moe_intermediate_size` or `moe_shared_expert_intermediate_size`, and `hidden_size`"
-        }
-        Part::Router | Part::RouterCorrection => "the number of experts and `hidden_size`",
-        Part::QLatent | Part::QLatentNorm => "`q_lora_rank` and `hidden_size`",
-        Part::QFromLatent => {
-            "`num_attention_heads`, `qk_nope_head_dim`, `qk_rope_head_dim` and `q_lora_rank`"
-        }
-        Part::KvLatent | Part::KvLatentNorm => {
-            "`kv_lora_rank`, `qk_rope_head_dim` and `hidden_size`"
-        }
-        Part::KvFromLatent => {
-            "`num_attention_heads`, `qk_nope_head_dim`, `v_head_dim` and `kv_lora_rank`"
-        }
-        Part::MambaIn
-        | Part::MambaOut
-        | Part::MambaConv
-        | Part::MambaDecay
-        | Part::MambaSkip
-        | Part::MambaStep
-        | Part::MambaNorm => {
-            "the number and width of the Mamba heads, `n_groups`, the state's size and `conv_kernel`"
-        }
-        Part::Qkv => "the numbers of heads and `hidden_size`",
-        Part::QNorm | Part::KNorm => "`head_dim`",
-        Part::EmbedNorm
-        | Part::LearnedPositions
-        | Part::FinalNorm
-        | Part::MixerNorm
-        | Part::PostMixerNorm
-        | Part::MlpNorm
-        | Part::PostMlpNorm => "`hidden_size`",
-    };
-    let transposed = tensor.shape.len() == 2 && expected == [tensor.shape[1], tensor.shape[0]];
-    let error = tensor.error(format!(
-        "`{}` has shape {:?}, expected {expected:?} from {keys}",
-        tensor.name, tensor.shape
-    ));
-    if transposed {
-        error.so("the matrix seems to be transposed")
-    } else {
-        error.hint("the configuration and weights of one and the same revision")
     }
 }
