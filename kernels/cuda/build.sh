@@ -22,7 +22,9 @@ fi
 compile() {
   local ptx=$out/ptx/${1%.cu}.ptx
   "$cuda/bin/nvcc" -arch=compute_80 -std=c++17 -O3 -ptx -o "$ptx" "$1"
-  sed -i -e 's/^\.version .*/.version 7.4/' -e '/^\/\//d' -e 's/[ \t]*$//' "$ptx"
+  # Names of what is local to a file hold a hash of the path that it was compiled in.
+  sed -i -e 's/^\.version .*/.version 7.4/' -e '/^\/\//d' -e 's/[ \t]*$//' \
+    -e 's/_INTERNAL_[0-9a-f]\{8\}_/_INTERNAL_00000000_/g' "$ptx"
 }
 
 mkdir -p "$out/ptx"
