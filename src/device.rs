@@ -22,7 +22,7 @@ use crate::model::{DEFAULT_CONTEXT, LoadOptions, Plan};
 use crate::nn::graph::Graph;
 #[cfg(feature = "cuda")]
 use crate::ops::KvFormat;
-use crate::ops::{Cpu, Format};
+use crate::ops::{Cpu, Format, Ops};
 
 /// The device that computes, as the caller asks for it.
 ///
@@ -186,6 +186,13 @@ pub(crate) struct Opened {
     pub(crate) notes: Notes,
 }
 
+impl Opened {
+    fn new<D: Ops>(graph: Graph<D>, device: String, threads: usize) -> Self {
+        let notes = Notes::default();
+        Self { runtime: Box::new(graph), device, reason: None, threads, notes }
+    }
+}
+
 /// Loads the model on the device that the request asks for.
 ///
 /// # Errors
@@ -211,13 +218,7 @@ fn on_cpu(request: &Request, progress: &mut dyn FnMut(u64, u64)) -> Result<Opene
     let (name, threads) = (device.name(), device.threads());
     let (architecture, checkpoint) = (request.architecture.clone(), &request.checkpoint);
     let graph = Graph::load(device, architecture, checkpoint, request.format, progress)?;
-    Ok(Opened {
-        runtime: Box::new(graph),
-        device: name,
-        reason: None,
-        threads,
-        notes: Notes::default(),
-    })
+    Ok(Opened::new(graph, name, threads))
 }
 
 #[cfg(test)]

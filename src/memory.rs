@@ -9,7 +9,7 @@ use tramontane_models::spec::{Mixer, Mlp};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::nn::graph::CHUNK;
-use crate::ops::{Format, KvFormat};
+use crate::ops::{Format, KvFormat, KvShape};
 
 /// Bytes that a model needs while it runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -117,15 +117,8 @@ pub fn weight_bytes_per_token(architecture: &Architecture, format: Format) -> u6
 /// Bytes of keys and values of `context` tokens; layers whose window slides keep only what it sees, and recurrent
 /// layers keep a state in f32 however long the text.
 fn cache_bytes(architecture: &Architecture, kv: KvFormat, context: usize) -> u64 {
-    // Bytes of a position: the scales of 8-bit keys and values count too.
-    let position = |n_heads: usize, k_dim: usize, v_dim: usize| {
-        let elements = k_dim + v_dim;
-        let head = match kv {
-            KvFormat::Auto | KvFormat::F16 => 2 * elements,
-            KvFormat::F32 => 4 * elements,
-            KvFormat::Q8 => elements + 4 * (k_dim.div_ceil(32) + 1),
-        };
-        (n_heads * head) as u64
+    let position = |n_kv_heads: usize, k_dim: usize, v_dim: usize| {
+        KvShape { n_kv_heads, k_dim, v_dim, window: None, format: kv }.position_bytes()
     };
     let bytes = |mixer: &Mixer| match mixer {
         Mixer::Attention(a) => {

@@ -6,7 +6,7 @@
 //! list but not use.
 
 use std::fs::File;
-use std::io::{BufWriter, Read as _, Seek as _, SeekFrom, Write as _};
+use std::io::{BufWriter, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
 
 use safetensors::Dtype;
@@ -313,12 +313,7 @@ fn check(folder: &Path, hashes: &Hashes) -> Result<()> {
     let checkpoint = Checkpoint::open(&ModelFiles::folder(folder))?;
     for (name, hash) in hashes {
         let tensor = checkpoint.require(name)?;
-        let mut hasher = Sha256::new();
-        let (mut bytes, mut piece) = (&*tensor.bytes, [0; 1 << 16]);
-        while let Ok(n @ 1..) = bytes.read(&mut piece) {
-            hasher.update(&piece[..n]);
-        }
-        if <[u8; 32]>::from(hasher.finalize()) != *hash {
+        if <[u8; 32]>::from(Sha256::digest(&*tensor.bytes)) != *hash {
             return Err(tensor
                 .error(format!("`{name}` reads back differently from what was written"))
                 .hint("another disk"));

@@ -177,6 +177,7 @@ impl Job<'_> {
             let (tile_len, len) = (self.tile_len(rows.len()), rows.len() * v_dim);
             with_scratch(tile_len + len, |scratch| {
                 let (memory, total) = scratch.split_at_mut(tile_len);
+                self.spread_queries(kv_head, &rows, memory);
                 let mut whole = [Softmax::START; ROWS];
                 total.fill(0.0);
                 for segment in segments {
@@ -208,6 +209,7 @@ impl Job<'_> {
                 let kv_head = part / tiles % self.a.n_kv_heads;
                 let rows = tile * ROWS..self.rows.min((tile + 1) * ROWS);
                 with_scratch(self.tile_len(rows.len()), |memory| {
+                    self.spread_queries(kv_head, &rows, memory);
                     let segment_number = segments.start + segment;
                     let (softmax, sums) = self.tile(kv_head, &rows, segment_number, memory);
                     for (i, row) in rows.clone().enumerate() {
@@ -269,8 +271,8 @@ impl Job<'_> {
         rows * (self.a.k_dim + self.a.v_dim + BLOCK)
     }
 
-    /// The attention of some queries of a head over one segment: their softmax and their sums, `[rows, v_dim]`, in
-    /// `memory`.
+    /// The attention of some queries of a head, spread at the start of `memory`, over one segment: their softmax, and
+    /// their sums, `[rows, v_dim]`, in `memory`.
     fn tile<'m>(
         &self,
         kv_head: usize,
@@ -280,7 +282,6 @@ impl Job<'_> {
     ) -> ([Softmax; ROWS], &'m [f32]) {
         let (q, memory) = memory.split_at_mut(rows.len() * self.a.k_dim);
         let (sums, scores) = memory.split_at_mut(rows.len() * self.a.v_dim);
-        self.spread_queries(kv_head, rows, q);
         let mut softmax = [Softmax::START; ROWS];
         sums.fill(0.0);
         let first = self.a.first_seen(self.position(rows.start)).max(segment * SEGMENT);

@@ -8,6 +8,7 @@
 use half::f16;
 
 use super::elementwise::f32_to_f16;
+use super::math::{larger, to_i8};
 use crate::Isa;
 
 /// Positions of a block: with heads of 128 in f16, its keys are 32 KiB for each head.
@@ -209,15 +210,13 @@ fn store_value(isa: Isa, values: &mut Elements, place: usize, value: &[f32]) {
 
 /// The unit in which the largest magnitude is 127; NaN where one is not finite.
 fn unit(values: &[f32]) -> f32 {
-    let top = values
-        .iter()
-        .fold(0.0_f32, |top, x| if x.abs() <= top || top.is_nan() { top } else { x.abs() });
+    let top = values.iter().fold(0.0, |top, x| larger(top, x.abs()));
     if top.is_finite() { top / 127.0 } else { f32::NAN }
 }
 
 /// A number in a unit; 0 where the unit is 0 or NaN.
 fn round(x: f32, unit: f32) -> i8 {
-    if unit == 0.0 { 0 } else { (x / unit).round_ties_even() as i8 }
+    if unit == 0.0 { 0 } else { to_i8(x / unit) }
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@
 //!
 //! A single token is bound by memory: it works on several panels at once, see [`super::linear`].
 
-use super::input::{Input, SPAN, TILE};
+use super::input::{Input, SPAN, TILE, by_tokens};
 use super::linear::Totals;
 use super::simd::{Kernel, Simd};
 use crate::packed::PANEL;
@@ -126,14 +126,7 @@ impl<W: Widen> Kernel for WidePanel<'_, W> {
                 let totals = &mut totals[(tile - tiles.start) * TILE..];
                 let x = input.floats(span, tile);
                 let wide = &wide[..columns];
-                match input.tokens(tile) {
-                    1 => wide_tile::<S, 1>(s, wide, x, totals),
-                    2 => wide_tile::<S, 2>(s, wide, x, totals),
-                    3 => wide_tile::<S, 3>(s, wide, x, totals),
-                    4 => wide_tile::<S, 4>(s, wide, x, totals),
-                    5 => wide_tile::<S, 5>(s, wide, x, totals),
-                    _ => wide_tile::<S, TILE>(s, wide, x, totals),
-                }
+                by_tokens!(input.tokens(tile), T => wide_tile::<S, T>(s, wide, x, totals));
             }
         }
         if let Some(scales) = W::row_scales(panel) {
@@ -238,14 +231,7 @@ impl<W: Floats> Kernel for FloatTiles<'_, W> {
             for tile in tiles.clone() {
                 let x = input.floats(span, tile);
                 let totals = &mut totals[(tile - tiles.start) * TILE..];
-                match input.tokens(tile) {
-                    1 => float_tile::<S, W, 1>(s, w, x, totals),
-                    2 => float_tile::<S, W, 2>(s, w, x, totals),
-                    3 => float_tile::<S, W, 3>(s, w, x, totals),
-                    4 => float_tile::<S, W, 4>(s, w, x, totals),
-                    5 => float_tile::<S, W, 5>(s, w, x, totals),
-                    _ => float_tile::<S, W, TILE>(s, w, x, totals),
-                }
+                by_tokens!(input.tokens(tile), T => float_tile::<S, W, T>(s, w, x, totals));
             }
         }
     }

@@ -19,6 +19,27 @@ use crate::{Isa, Pool};
 /// Tokens that a tile of a prompt holds; the last tile may hold fewer.
 pub(crate) const TILE: usize = 6;
 
+/// Evaluates an expression with a constant for the number of tokens of a tile, from 1 to [`TILE`], so that each number
+/// has a kernel of its own: `by_tokens!(tokens, T => tile::<T>(x))`.
+macro_rules! by_tokens {
+    ($tokens:expr, $n:ident => $body:expr) => {{
+        use $crate::cpu::input::{TILE, by_tokens};
+        match $tokens {
+            1 => by_tokens!(@ 1, $n => $body),
+            2 => by_tokens!(@ 2, $n => $body),
+            3 => by_tokens!(@ 3, $n => $body),
+            4 => by_tokens!(@ 4, $n => $body),
+            5 => by_tokens!(@ 5, $n => $body),
+            _ => by_tokens!(@ TILE, $n => $body),
+        }
+    }};
+    (@ $value:expr, $n:ident => $body:expr) => {{
+        const $n: usize = $value;
+        $body
+    }};
+}
+pub(crate) use by_tokens;
+
 /// Columns that are summed in one go.
 pub(crate) const SPAN: usize = 256;
 

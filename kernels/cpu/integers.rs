@@ -18,7 +18,7 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use super::input::{Input, SPAN, TILE};
+use super::input::{Input, SPAN, TILE, by_tokens};
 use super::linear::Totals;
 use super::quantized::{CODES, Q4_COLUMNS, Q8_COLUMNS, q4_row_scales, q4_span, q8_span};
 use super::simd::Avx2;
@@ -206,14 +206,7 @@ fn q8_tiles(panel: &[u8], input: &Input, tiles: Range<usize>, totals: &mut Total
             let tokens = input.tokens(tile);
             let x = &input.words[start..start + columns * tokens];
             let scales = &input.word_scales[span * input.n + tile * TILE..];
-            match tokens {
-                1 => q8_tile::<1>(&wide, x, scales, totals),
-                2 => q8_tile::<2>(&wide, x, scales, totals),
-                3 => q8_tile::<3>(&wide, x, scales, totals),
-                4 => q8_tile::<4>(&wide, x, scales, totals),
-                5 => q8_tile::<5>(&wide, x, scales, totals),
-                _ => q8_tile::<TILE>(&wide, x, scales, totals),
-            }
+            by_tokens!(tokens, T => q8_tile::<T>(&wide, x, scales, totals));
         }
     }
 }
@@ -393,14 +386,7 @@ fn q4_tiles(panel: &[u8], input: &Input, tiles: Range<usize>, totals: &mut Total
             let tokens = input.tokens(tile);
             let x = &input.bytes[start..start + columns * tokens];
             let scales = &input.byte_scales[span * input.n + tile * TILE..];
-            match tokens {
-                1 => q4_tile::<1>(&wide, x, scales, totals),
-                2 => q4_tile::<2>(&wide, x, scales, totals),
-                3 => q4_tile::<3>(&wide, x, scales, totals),
-                4 => q4_tile::<4>(&wide, x, scales, totals),
-                5 => q4_tile::<5>(&wide, x, scales, totals),
-                _ => q4_tile::<TILE>(&wide, x, scales, totals),
-            }
+            by_tokens!(tokens, T => q4_tile::<T>(&wide, x, scales, totals));
         }
     }
 }

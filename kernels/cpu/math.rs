@@ -1,4 +1,4 @@
-//! Elementary functions on eight lanes.
+//! Elementary functions on eight lanes, and on numbers that become integers.
 //!
 //! The polynomials interpolate at Chebyshev nodes; the errors given were measured against f64 over the whole range.
 
@@ -84,4 +84,20 @@ fn polynomial<S: Simd, const N: usize>(s: S, x: S::F, coefficients: [f32; N]) ->
         sum = s.mul_add(sum, x, s.splat(c));
     }
     sum
+}
+
+/// Rounds numbers of magnitude 128 at most to the nearest, ties to even; 0 for NaN.
+///
+/// `f32::round_ties_even` would be a call of a library function where the target's baseline has no such instruction.
+#[inline(always)]
+pub(crate) fn to_i8(x: f32) -> i8 {
+    // Adding and taking away 1.5 * 2^23 leaves no fraction bits.
+    const SHIFT: f32 = 12_582_912.0;
+    ((x + SHIFT) - SHIFT) as i8
+}
+
+/// The larger of two numbers; NaN where one is.
+#[inline(always)]
+pub(crate) fn larger(a: f32, b: f32) -> f32 {
+    if b <= a || a.is_nan() { a } else { b }
 }

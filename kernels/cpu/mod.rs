@@ -11,7 +11,6 @@ pub(crate) mod integers;
 pub mod linear;
 pub mod mamba;
 pub(crate) mod math;
-pub mod matmul;
 pub mod pack;
 pub(crate) mod quantized;
 pub(crate) mod shared;

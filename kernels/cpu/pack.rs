@@ -10,6 +10,7 @@ use half::{bf16, f16};
 
 use super::floats::{Bf16, F16, F32, Wide, Widen};
 use super::input::SPAN;
+use super::math::{larger, to_i8};
 use super::quantized::{CODES, Q4, Q4_COLUMNS, Q8, Q8_COLUMNS, Q8_ORDER, f16_bytes};
 use super::shared::SharedMut;
 use super::simd::{Kernel, LANES, Simd};
@@ -193,22 +194,6 @@ fn q8_units(columns: &[[f32; PANEL]; Q8_COLUMNS]) -> [f16; PANEL] {
             if unit.to_f32() * 127.5 < top { f16::from_bits(unit.to_bits() + 1) } else { unit };
         if top.is_finite() { unit } else { f16::NAN }
     })
-}
-
-/// Rounds numbers of magnitude 128 at most to the nearest, ties to even; 0 for NaN.
-///
-/// `f32::round_ties_even` would be a call of a library function where the target's baseline has no such instruction.
-#[inline(always)]
-fn to_i8(x: f32) -> i8 {
-    // Adding and taking away 1.5 * 2^23 leaves no fraction bits.
-    const SHIFT: f32 = 12_582_912.0;
-    ((x + SHIFT) - SHIFT) as i8
-}
-
-/// The larger of two numbers; NaN where one is.
-#[inline(always)]
-fn larger(a: f32, b: f32) -> f32 {
-    if b <= a || a.is_nan() { a } else { b }
 }
 
 /// Packs a q4 panel.

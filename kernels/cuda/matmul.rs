@@ -57,13 +57,18 @@ pub fn matmul(m: &Matmul) -> Vec<Launch> {
     if m.n > MAX_GEMV && (m.element == Element::F32 || tensor_cores(m.element, m.n, m.cols)) {
         return vec![gemm(m)];
     }
+    in_steps(m.n, |first, n| gemv(m, first, n))
+}
+
+/// Launches for all of `n` tokens, of the first token and the number of tokens of each.
+pub(super) fn in_steps(n: usize, launch: impl Fn(usize, usize) -> Launch) -> Vec<Launch> {
     let mut launches = Vec::new();
     let mut done = 0;
-    while done < m.n {
+    while done < n {
         // Kernels exist for 1, 2, 4 and 8 tokens: 7 go as 4 + 2 + 1.
-        let n = 1 << (m.n - done).min(MAX_GEMV).ilog2();
-        launches.push(gemv(m, done, n));
-        done += n;
+        let step = 1 << (n - done).min(MAX_GEMV).ilog2();
+        launches.push(launch(done, step));
+        done += step;
     }
     launches
 }

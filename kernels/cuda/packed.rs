@@ -1,5 +1,6 @@
 //! Products and rows of weights in 8 and 4 bits, in the panels that [`crate::cpu::pack`] makes.
 
+use super::matmul::in_steps;
 use super::{Args, Element, Launch, MAX_GEMV, Matmul, THREADS, matmul, rows};
 use crate::packed::PANEL;
 
@@ -63,15 +64,7 @@ pub fn matmul_packed(m: &PackedMatmul) -> Vec<Launch> {
         launches.insert(0, widen(m));
         return launches;
     }
-    let mut launches = Vec::new();
-    let mut done = 0;
-    while done < m.n {
-        // Kernels exist for 1, 2, 4 and 8 tokens: 7 go as 4 + 2 + 1.
-        let n = 1 << (m.n - done).min(MAX_GEMV).ilog2();
-        launches.push(gemv(m, done, n));
-        done += n;
-    }
-    launches
+    in_steps(m.n, |first, n| gemv(m, first, n))
 }
 
 fn widen(m: &PackedMatmul) -> Launch {

@@ -5,10 +5,11 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use tramontane::error::Result;
+use tramontane::hub::HubOptions;
 use tramontane::quantize::{Report, quantize};
 use tramontane::{Format, LoadOptions};
 
-use super::args::ModelArgs;
+use super::args::FormatArg;
 use super::generate::print;
 use super::talk::{self, LoadBar};
 
@@ -26,19 +27,49 @@ pub(super) struct Args {
     #[arg(long, env = "TRAMONTANE_JSON")]
     json: bool,
 
-    #[command(flatten)]
-    model: ModelArgs,
+    /// Model: a folder, a *.safetensors file, organisation/name[@revision] or a short name of the catalogue; nothing for
+    /// the built-in one
+    #[arg(short, long, env = "TRAMONTANE_MODEL", value_name = "MODEL")]
+    model: Option<String>,
+
+    /// Format of the matrices; auto is q4
+    #[arg(long, env = "TRAMONTANE_FORMAT", value_enum, default_value = "auto")]
+    format: FormatArg,
+
+    /// Threads that compute [default: physical cores that this process may use]
+    #[arg(short, long, env = "TRAMONTANE_THREADS", value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
+
+    /// Take warnings about the model's files as errors
+    #[arg(long, env = "TRAMONTANE_STRICT")]
+    strict: bool,
+
+    /// Never use the network
+    #[arg(long, env = "TRAMONTANE_OFFLINE")]
+    offline: bool,
+
+    /// Say nothing on stderr but errors
+    #[arg(short, long, env = "TRAMONTANE_QUIET")]
+    quiet: bool,
 }
 
 pub(super) fn run(args: Args) -> Result<ExitCode> {
-    let bar = Arc::new(LoadBar::new(!args.model.quiet));
-    let options = args.model.options(&bar);
-    let format = if options.format == Format::Auto { Format::Q4 } else { options.format };
-    let name = args.model.model.as_deref().unwrap_or("");
-    let report = quantize(name, &LoadOptions { format, ..options }, &args.output);
+    let bar = Arc::new(LoadBar::new(!args.quiet));
+    let mut hub = HubOptions::from_env();
+    hub.offline |= args.offline;
+    let format = args.format.format();
+    let options = LoadOptions {
+        format: if format == Format::Auto { Format::Q4 } else { format },
+        threads: args.threads.map(usize::from),
+        strict: args.strict,
+        hub,
+        progress: Some(bar.clone()),
+        ..LoadOptions::default()
+    };
+    let report = quantize(args.model.as_deref().unwrap_or(""), &options, &args.output);
     bar.done();
     let report = report?;
-    if !args.model.quiet {
+    if !args.quiet {
         talk::say(&summary(&report));
     }
     if args.json {

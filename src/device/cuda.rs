@@ -54,13 +54,7 @@ pub(super) fn open(
     let name = device.name();
     let (architecture, checkpoint) = (request.architecture.clone(), &request.checkpoint);
     let graph = Graph::load(device, architecture, checkpoint, request.format, progress)?;
-    Ok(Opened {
-        runtime: Box::new(graph),
-        device: name,
-        reason: None,
-        threads: 1,
-        notes: Notes::default(),
-    })
+    Ok(Opened::new(graph, name, 1))
 }
 
 /// Loads the model on a GPU if there is one that can take it, else on the CPU.

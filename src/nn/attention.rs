@@ -96,8 +96,7 @@ impl<D: Ops> Attention<D> {
     /// Shape of this layer's cache, in `format`.
     #[must_use]
     pub fn kv_shape(&self, format: KvFormat) -> KvShape {
-        let AttendShape { n_kv_heads, k_dim, v_dim, window, .. } = self.shape;
-        KvShape { n_kv_heads, k_dim, v_dim, window, format }
+        self.shape.kv_shape(format)
     }
 
     /// Attention of the step's tokens; `x` and `out` are `[n, hidden]`, `kv` grows by `n` positions.
@@ -130,11 +129,7 @@ impl<D: Ops> Attention<D> {
             self.rotate(d, &rotation, n, s)?;
         }
         if let Some(scale) = self.query_scale {
-            d.scale_rows(
-                &query_factors(scale, start, n),
-                self.shape.n_heads * self.shape.k_dim,
-                &mut s.q,
-            )?;
+            scale_queries(d, scale, &self.shape, step, &mut s.q)?;
         }
         d.store(kv, &s.k, &s.v, n, start)?;
         d.attend(&self.shape, &s.q, n, start, kv, &mut s.mixed)?;
@@ -172,11 +167,20 @@ impl<D: Ops> QkNorms<D> {
     }
 }
 
-/// What the queries at the `n` positions from `start` on are multiplied by: see [`QueryScale`].
-pub(super) fn query_factors(scale: QueryScale, start: usize, n: usize) -> Vec<f32> {
-    (start..start + n).map(|position| query_factor(scale, position)).collect()
+/// Multiplies the queries of the step's tokens, `[n, n_heads · k_dim]`, by factors of their positions.
+pub(super) fn scale_queries<D: Ops>(
+    d: &D,
+    scale: QueryScale,
+    shape: &AttendShape,
+    step: &Step<D>,
+    q: &mut D::Buffer,
+) -> Result<()> {
+    let positions = step.start..step.start + step.n;
+    let factors: Vec<f32> = positions.map(|position| query_factor(scale, position)).collect();
+    d.scale_rows(&factors, shape.n_heads * shape.k_dim, q)
 }
 
+/// What a query at `position` is multiplied by: see [`QueryScale`].
 fn query_factor(scale: QueryScale, position: usize) -> f32 {
     let steps = (position / scale.original) as f32;
     1.0 + scale.beta * (1.0 + steps).ln()

@@ -13,7 +13,7 @@ use tramontane_models::names::Part;
 use tramontane_models::spec::Latent as Spec;
 
 use crate::error::Result;
-use crate::nn::attention::query_factors;
+use crate::nn::attention::scale_queries;
 use crate::nn::graph::Step;
 use crate::nn::linear::Linear;
 use crate::nn::weight::{At, Loader};
@@ -113,8 +113,7 @@ impl<D: Ops> Latent<D> {
     /// Shape of this layer's cache, in `format`.
     #[must_use]
     pub fn kv_shape(&self, format: KvFormat) -> KvShape {
-        let AttendShape { n_kv_heads, k_dim, v_dim, window, .. } = self.shape;
-        KvShape { n_kv_heads, k_dim, v_dim, window, format }
+        self.shape.kv_shape(format)
     }
 
     /// Attention of the step's tokens; `x` and `out` are `[n, hidden]`, `kv` grows by `n` positions.
@@ -136,8 +135,7 @@ impl<D: Ops> Latent<D> {
         self.kv_latent.forward(d, x, n, &mut s.joined)?;
         self.rotate(d, step, s)?;
         if let Some(scale) = self.spec.query_scale {
-            let width = self.shape.n_heads * self.shape.k_dim;
-            d.scale_rows(&query_factors(scale, start, n), width, &mut s.q)?;
+            scale_queries(d, scale, &self.shape, step, &mut s.q)?;
         }
         self.expand(d, n, s)?;
         d.store(kv, &s.k, &s.v, n, start)?;

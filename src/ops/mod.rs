@@ -120,6 +120,15 @@ pub struct AttendShape {
     pub alibi: Option<Vec<f32>>,
 }
 
+impl AttendShape {
+    /// The shape of the cache that this attention reads, in `format`.
+    #[must_use]
+    pub fn kv_shape(&self, format: KvFormat) -> KvShape {
+        let Self { n_kv_heads, k_dim, v_dim, window, .. } = *self;
+        KvShape { n_kv_heads, k_dim, v_dim, window, format }
+    }
+}
+
 /// Rotations of `n` tokens: which elements turn, and by which angles.
 #[derive(Debug)]
 pub struct Rotation<'a, B> {

@@ -23,16 +23,28 @@ pub struct CpuKv {
     blocks: Vec<Arc<KvBlock>>,
 }
 
+/// How the kernels call a shape.
+fn stored(shape: KvShape) -> Shape {
+    let KvShape { n_kv_heads, k_dim, v_dim, window: _, format } = shape;
+    let format = match format {
+        KvFormat::F32 => Stored::F32,
+        KvFormat::Auto | KvFormat::F16 => Stored::F16,
+        KvFormat::Q8 => Stored::Q8,
+    };
+    Shape { n_kv_heads, k_dim, v_dim, format }
+}
+
+impl KvShape {
+    /// Bytes of the keys and values of one position, with their scales where the format has any.
+    #[must_use]
+    pub fn position_bytes(self) -> u64 {
+        (stored(self).block_bytes() / BLOCK) as u64
+    }
+}
+
 impl CpuKv {
     pub(super) fn new(shape: KvShape) -> Self {
-        let KvShape { n_kv_heads, k_dim, v_dim, window, format } = shape;
-        let format = match format {
-            KvFormat::F32 => Stored::F32,
-            KvFormat::Auto | KvFormat::F16 => Stored::F16,
-            KvFormat::Q8 => Stored::Q8,
-        };
-        let shape = Shape { n_kv_heads, k_dim, v_dim, format };
-        Self { shape, window, first: 0, blocks: Vec::new() }
+        Self { shape: stored(shape), window: shape.window, first: 0, blocks: Vec::new() }
     }
 
     /// Position of the first element of the first block.
