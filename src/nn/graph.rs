@@ -4,7 +4,6 @@
 //! buffers. A prompt passes in chunks of [`CHUNK`] tokens; what a token computes does not depend on how its prompt was
 //! cut into chunks.
 
-use tramontane_models::names::Part;
 use tramontane_models::spec::{Architecture, Mixer, RopeScaling};
 
 use crate::checkpoint::Checkpoint;
@@ -13,8 +12,13 @@ use crate::nn::block::{self, Block};
 use crate::nn::linear::Linear;
 use crate::nn::mixer::MemoryOf;
 use crate::nn::position::Frequencies;
-use crate::nn::weight::{At, Loader, Witness};
-use crate::ops::{Cpu, Format, KvFormat, NormWeight, Ops, Rotation};
+use crate::nn::weight::Loader;
+use crate::ops::{Format, KvFormat, NormWeight, Ops, Rotation};
+
+mod weights;
+
+use weights::Weights;
+pub use weights::{rehearse, show_weights};
 
 /// Tokens that pass through the graph together: enough to read each weight seldom, few enough for small buffers.
 pub const CHUNK: usize = 256;
@@ -424,80 +428,6 @@ fn rotations(architecture: &Architecture) -> (Vec<Frequencies>, Vec<Option<usize
     };
     let of_layers = architecture.layers.iter().map(&mut kind_of).collect();
     (kinds, of_layers)
-}
-
-/// What a graph takes from the checkpoint.
-struct Weights<D: Ops> {
-    embed: Linear<D>,
-    embed_norm: Option<NormWeight<D::Buffer>>,
-    learned_positions: Option<D::Weight>,
-    blocks: Vec<Block<D>>,
-    final_norm: NormWeight<D::Buffer>,
-    head: Option<Linear<D>>,
-}
-
-impl<D: Ops> Weights<D> {
-    /// Takes everything; `kinds` is the number of each layer's rotation.
-    fn load(l: &mut Loader<'_, D>, kinds: &[Option<usize>]) -> Result<Self> {
-        let architecture = l.architecture();
-        let (vocab, hidden, top) = (architecture.vocab, architecture.hidden, At::default());
-        let embed = if architecture.head.tied {
-            Linear::load(l, Part::Embed, top, [vocab, hidden], false)?
-        } else {
-            Linear::table(l, Part::Embed, top, [vocab, hidden])?
-        };
-        let norm = architecture.embedding.norm.as_ref();
-        let embed_norm = l.maybe_norm(Part::EmbedNorm, top, norm, hidden)?;
-        let rows = architecture.embedding.learned_positions;
-        let learned_positions =
-            rows.map(|rows| l.table(Part::LearnedPositions, top, [rows, hidden])).transpose()?;
-        let layers = architecture.layers.iter().zip(kinds).enumerate();
-        let blocks = layers
-            .map(|(i, (spec, kind))| Block::load(l, i, spec, *kind))
-            .collect::<Result<_>>()?;
-        let final_norm = l.norm(Part::FinalNorm, top, &architecture.final_norm, hidden)?;
-        let head = if architecture.head.tied {
-            l.skip(Part::Head);
-            None
-        } else {
-            Some(Linear::load(l, Part::Head, top, [vocab, hidden], architecture.head.bias)?)
-        };
-        Ok(Self { embed, embed_norm, learned_positions, blocks, final_norm, head })
-    }
-}
-
-/// Checks that `checkpoint` holds exactly the tensors that `architecture` asks for, in shapes and types that can be
-/// used, before anything is sized by the configuration.
-///
-/// # Errors
-///
-/// If a tensor is missing, left over, or has another shape or an unknown dtype.
-pub fn rehearse(architecture: &Architecture, checkpoint: &Checkpoint) -> Result<()> {
-    let device = Cpu::new(Some(1))?;
-    let mut silent = |_, _| {};
-    let mut l = Loader::new(&device, checkpoint, architecture, Format::Auto, &mut silent)?;
-    l.rehearse();
-    Weights::load(&mut l, &vec![None; architecture.layers.len()])?;
-    l.finish()
-}
-
-/// Takes every weight to the device, shows it to `witness`, and lets it go.
-///
-/// # Errors
-///
-/// If a tensor is missing, left over, or has another shape, or the witness fails.
-pub fn show_weights<D: Ops>(
-    device: &D,
-    architecture: &Architecture,
-    checkpoint: &Checkpoint,
-    format: Format,
-    witness: &mut dyn Witness<D>,
-    progress: &mut dyn FnMut(u64, u64),
-) -> Result<()> {
-    let mut l = Loader::new(device, checkpoint, architecture, format, progress)?;
-    l.show(witness);
-    Weights::load(&mut l, &vec![None; architecture.layers.len()])?;
-    l.finish()
 }
 
 impl<D: Ops> Graph<D> {
