@@ -12,6 +12,10 @@ use serde_json::{Map, Value};
 
 use crate::json;
 
+mod keys;
+
+use keys::{HARMLESS, NATIVE_KEYS, NUMERIC_WORDS};
+
 /// A configuration that cannot be used, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfigError {
@@ -48,133 +52,6 @@ impl std::error::Error for ConfigError {}
 /// The largest count that a configuration may hold: far above any model, far below any overflow.
 const MAX_COUNT: u64 = 1 << 31;
 
-/// Keys of Mistral's `params.json` for the Hugging Face keys that this crate asks for.
-const NATIVE_KEYS: &[(&str, &str)] = &[
-    ("hidden_size", "dim"),
-    ("num_hidden_layers", "n_layers"),
-    ("intermediate_size", "hidden_dim"),
-    ("num_attention_heads", "n_heads"),
-    ("num_key_value_heads", "n_kv_heads"),
-    ("rms_norm_eps", "norm_eps"),
-    ("tie_word_embeddings", "tied_embeddings"),
-    ("max_position_embeddings", "max_seq_len"),
-    ("hidden_act", "activation"),
-    // Within `moe`.
-    ("n_routed_experts", "num_experts"),
-    ("moe_intermediate_size", "expert_hidden_dim"),
-    ("routed_scaling_factor", "routed_scale"),
-    ("n_shared_experts", "num_shared_experts"),
-    ("n_group", "num_expert_groups"),
-    ("topk_group", "num_expert_groups_per_tok"),
-    ("moe_layer_freq", "route_every_n"),
-];
-
-/// Keys that describe training, defaults of generation or the file itself, and change no logit.
-const HARMLESS: &[&str] = &[
-    "_name_or_path",
-    "architectures",
-    "attention_dropout",
-    "attn_pdrop",
-    "bad_words_ids",
-    "begin_suppress_tokens",
-    "chunk_size_feed_forward",
-    "diversity_penalty",
-    "do_sample",
-    "dtype",
-    "early_stopping",
-    "embd_pdrop",
-    "finetuning_task",
-    "hidden_dropout",
-    "id2label",
-    "initializer_range",
-    "label2id",
-    "length_penalty",
-    "max_batch_size",
-    "max_length",
-    "min_length",
-    "model_type",
-    "no_repeat_ngram_size",
-    "num_beam_groups",
-    "num_beams",
-    "num_return_sequences",
-    "output_attentions",
-    "output_hidden_states",
-    "output_router_logits",
-    "pad_token_id",
-    "prefix",
-    "pretraining_tp",
-    "problem_type",
-    "repetition_penalty",
-    "resid_pdrop",
-    "return_dict",
-    "return_dict_in_generate",
-    "router_aux_loss_coef",
-    "router_jitter_noise",
-    "sep_token_id",
-    "suppress_tokens",
-    "task_specific_params",
-    "temperature",
-    "tokenizer_class",
-    "top_k",
-    "top_p",
-    "torch_dtype",
-    "torchscript",
-    "transformers_version",
-    "typical_p",
-    "unsloth_fixed",
-    "unsloth_version",
-    "use_cache",
-];
-
-/// Words in the names of keys that change numbers: an unread key with one of them is refused.
-const NUMERIC_WORDS: &[&str] = &[
-    "act",
-    "alibi",
-    "attn",
-    "attention",
-    "bias",
-    "cap",
-    "clip",
-    "embedding",
-    "embd",
-    "eps",
-    "expert",
-    "factor",
-    "freq",
-    "gate",
-    "group",
-    "head",
-    "hidden",
-    "interval",
-    "latent",
-    "layer",
-    "logit",
-    "lora",
-    "mlp",
-    "moe",
-    "multiplier",
-    "norm",
-    "parallel",
-    "position",
-    "qk",
-    "quant",
-    "query",
-    "residual",
-    "rope",
-    "rotary",
-    "scal",
-    "sink",
-    "softcap",
-    "softmax",
-    "ssm",
-    "state",
-    "temperature",
-    "theta",
-    "tie",
-    "window",
-    "yarn",
-];
-
 /// A JSON object of a configuration, and which of its keys were read.
 #[derive(Debug)]
 pub struct Config {
@@ -209,7 +86,7 @@ impl Config {
         if text.trim().is_empty() {
             return Err(ConfigError::bad("the configuration is empty, expected a JSON object"));
         }
-        let value = json::parse(&quote_bare_floats(text))
+        let value = json::parse(&json::quote_bare_floats(text))
             .map_err(|e| ConfigError::bad(format!("the configuration is not JSON: {e}")))?;
         let Value::Object(map) = value else {
             return Err(ConfigError::bad(format!(
@@ -535,33 +412,6 @@ fn kind(value: &Value) -> &'static str {
 fn shorten(value: &Value) -> String {
     let text = value.to_string();
     if text.len() <= 60 { text } else { kind(value).to_owned() }
-}
-
-/// Puts bare `Infinity`, `-Infinity` and `NaN` into quotes: Python writes them, JSON does not know them.
-fn quote_bare_floats(text: &str) -> String {
-    const WORDS: [&str; 3] = ["-Infinity", "Infinity", "NaN"];
-    if !WORDS.iter().any(|word| text.contains(word)) {
-        return text.to_owned();
-    }
-    let mut out = String::with_capacity(text.len() + 16);
-    let (mut rest, mut in_string) = (text, false);
-    while let Some(c) = rest.chars().next() {
-        if in_string && c == '\\' {
-            let end = rest.char_indices().nth(2).map_or(rest.len(), |(i, _)| i);
-            out.push_str(&rest[..end]);
-            rest = &rest[end..];
-            continue;
-        }
-        in_string ^= c == '"';
-        if let Some(word) = WORDS.iter().find(|word| !in_string && rest.starts_with(**word)) {
-            out.extend(["\"", word, "\""]);
-            rest = &rest[word.len()..];
-        } else {
-            out.push(c);
-            rest = &rest[c.len_utf8()..];
-        }
-    }
-    out
 }
 
 #[cfg(test)]

@@ -27,6 +27,33 @@ pub fn parse(text: &str) -> Result<Value, serde_json::Error> {
     Ok(value)
 }
 
+/// Puts bare `Infinity`, `-Infinity` and `NaN` into quotes: Python writes them, JSON does not know them.
+pub(crate) fn quote_bare_floats(text: &str) -> String {
+    const WORDS: [&str; 3] = ["-Infinity", "Infinity", "NaN"];
+    if !WORDS.iter().any(|word| text.contains(word)) {
+        return text.to_owned();
+    }
+    let mut out = String::with_capacity(text.len() + 16);
+    let (mut rest, mut in_string) = (text, false);
+    while let Some(c) = rest.chars().next() {
+        if in_string && c == '\\' {
+            let end = rest.char_indices().nth(2).map_or(rest.len(), |(i, _)| i);
+            out.push_str(&rest[..end]);
+            rest = &rest[end..];
+            continue;
+        }
+        in_string ^= c == '"';
+        if let Some(word) = WORDS.iter().find(|word| !in_string && rest.starts_with(**word)) {
+            out.extend(["\"", word, "\""]);
+            rest = &rest[word.len()..];
+        } else {
+            out.push(c);
+            rest = &rest[c.len_utf8()..];
+        }
+    }
+    out
+}
+
 /// The key of an object, and the objects that it is in.
 struct Place<'a> {
     outer: Option<&'a Place<'a>>,

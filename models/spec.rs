@@ -5,6 +5,11 @@
 
 use crate::names::Names;
 
+mod count;
+mod mlp;
+
+pub use mlp::{Activation, Dense, Experts, Groups, Mlp, Router, Scores};
+
 /// A model: from token ids to logits.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Architecture {
@@ -290,96 +295,6 @@ pub enum RopeScaling {
     },
 }
 
-/// The feed-forward half of a block.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Mlp {
-    /// `down(act(gate(x)) · up(x))`.
-    Gated(Dense),
-    /// `down(act(up(x)))`.
-    Plain(Dense),
-    /// A few of many MLPs, chosen per token.
-    Experts(Experts),
-}
-
-/// Width, activation and biases of a dense MLP.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Dense {
-    /// Inner width.
-    pub inner: usize,
-    /// The activation.
-    pub activation: Activation,
-    /// Whether the projections have biases.
-    pub bias: bool,
-}
-
-/// A mixture of experts (Shazeer et al. 2017, arXiv:1701.06538; Mixtral: arXiv:2401.04088).
-#[derive(Debug, Clone, PartialEq)]
-pub struct Experts {
-    /// How many there are.
-    pub n_experts: usize,
-    /// How many each token uses.
-    pub n_active: usize,
-    /// Inner width of one expert.
-    pub inner: usize,
-    /// The activation.
-    pub activation: Activation,
-    /// Whether each expert is [`Mlp::Gated`] or [`Mlp::Plain`].
-    pub gated: bool,
-    /// How experts are chosen and weighted.
-    pub router: Router,
-    /// An MLP of the same kind that every token passes besides.
-    pub shared: Option<Dense>,
-}
-
-/// How experts are chosen, and how their results are weighted.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Router {
-    /// What becomes of the router's outputs.
-    pub scores: Scores,
-    /// A stored number per expert is added to its score for the choice, not for the weight (DeepSeek-AI 2024,
-    /// arXiv:2412.19437, section 2.1.2).
-    pub correction: bool,
-    /// Experts are chosen among the best groups only.
-    pub groups: Option<Groups>,
-    /// The weights of the chosen experts are divided by their sum.
-    pub normalised: bool,
-    /// The weights are multiplied by this.
-    pub factor: f32,
-}
-
-/// Scores of experts from the router's outputs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Scores {
-    /// Softmax over all experts.
-    Softmax,
-    /// The sigmoid of each.
-    Sigmoid,
-}
-
-/// Groups of neighbouring experts; a group counts as much as its two best experts together.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Groups {
-    /// Number of groups; divides the number of experts into groups of two or more.
-    pub n_groups: usize,
-    /// Groups whose experts may be chosen.
-    pub n_active: usize,
-}
-
-/// Activation functions.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Activation {
-    /// `x · sigmoid(x)`.
-    Silu,
-    /// `x · Φ(x)`, exact.
-    Gelu,
-    /// GELU approximated with tanh.
-    GeluTanh,
-    /// `max(x, 0)`.
-    Relu,
-    /// `max(x, 0)²`.
-    Relu2,
-}
-
 /// How the checkpoint stores the weights: undone once, at load.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Stored {
@@ -433,25 +348,6 @@ impl Architecture {
             }
         })
     }
-
-    /// Number of parameters, from the shapes, tied weights counted once; `u64::MAX` if there are more.
-    #[must_use]
-    pub fn n_parameters(&self) -> u64 {
-        let hidden = self.hidden as u128;
-        let embed = self.vocab as u128 * hidden;
-        let positions = self.embedding.learned_positions.map_or(0, |rows| rows as u128 * hidden);
-        let head = if self.head.tied { 0 } else { embed };
-        let head_bias = if self.head.bias { self.vocab as u128 } else { 0 };
-        let norms = self.final_norm.n_parameters(self.hidden)
-            + self.embedding.norm.as_ref().map_or(0, |n| n.n_parameters(self.hidden));
-        let n = embed
-            + positions
-            + head
-            + head_bias
-            + norms
-            + self.layers.iter().map(|l| l.n_parameters(self.hidden)).sum::<u128>();
-        u64::try_from(n).unwrap_or(u64::MAX)
-    }
 }
 
 impl Layer {
@@ -476,27 +372,6 @@ impl Layer {
             Mixer::Mamba(_) => None,
         }
     }
-
-    fn n_parameters(&self, hidden: usize) -> u128 {
-        let norms = [&self.mixer_norm, &self.post_mixer_norm, &self.mlp_norm, &self.post_mlp_norm];
-        let norms: u128 = norms.into_iter().flatten().map(|n| n.n_parameters(hidden)).sum();
-        let mixer = match &self.mixer {
-            None => 0,
-            Some(Mixer::Attention(attention)) => attention.n_parameters(hidden),
-            Some(Mixer::Latent(latent)) => latent.n_parameters(hidden),
-            Some(Mixer::Mamba(mamba)) => mamba.n_parameters(hidden),
-        };
-        norms + mixer + self.mlp.as_ref().map_or(0, |mlp| mlp.n_parameters(hidden))
-    }
-}
-
-impl Norm {
-    fn n_parameters(&self, width: usize) -> u128 {
-        match self.kind {
-            NormKind::Rms | NormKind::Layer { bias: false, .. } => width as u128,
-            NormKind::Layer { bias: true, .. } => 2 * width as u128,
-        }
-    }
 }
 
 impl Attention {
@@ -511,20 +386,6 @@ impl Attention {
     pub fn kv_dim(&self) -> usize {
         self.n_kv_heads * self.head_dim
     }
-
-    fn n_parameters(&self, hidden: usize) -> u128 {
-        let (q, kv, hidden) = (self.q_dim() as u128, self.kv_dim() as u128, hidden as u128);
-        let biases =
-            if self.qkv_bias { q + 2 * kv } else { 0 } + if self.o_bias { hidden } else { 0 };
-        let norms = match &self.qk_norm {
-            None => 0,
-            Some(QkNorm::PerHead(n)) => 2 * n.n_parameters(self.head_dim),
-            Some(QkNorm::FullWidth(n)) => {
-                n.n_parameters(self.q_dim()) + n.n_parameters(self.kv_dim())
-            }
-        };
-        hidden * (2 * q + 2 * kv) + biases + norms
-    }
 }
 
 impl Latent {
@@ -532,19 +393,6 @@ impl Latent {
     #[must_use]
     pub fn k_dim(&self) -> usize {
         self.nope_dim + self.rope.rotary_dim
-    }
-
-    fn n_parameters(&self, hidden: usize) -> u128 {
-        let (heads, rank) = (self.n_heads as u128, self.kv_rank as u128);
-        let (q, v) = (heads * self.k_dim() as u128, heads * self.v_dim as u128);
-        let (latent, kv) = (rank + self.rope.rotary_dim as u128, heads * self.nope_dim as u128 + v);
-        let (hidden, bias) = (hidden as u128, u128::from(self.bias));
-        let query = match self.q_rank {
-            Some(r) => r as u128 * (hidden + q + bias) + self.norm.n_parameters(r),
-            None => hidden * q,
-        };
-        let norm = self.norm.n_parameters(self.kv_rank);
-        query + (hidden + bias) * latent + norm + rank * kv + hidden * (v + bias)
     }
 }
 
@@ -566,42 +414,5 @@ impl Mamba {
     #[must_use]
     pub fn in_dim(&self) -> usize {
         self.inner() + self.conv_dim() + self.n_heads
-    }
-
-    fn n_parameters(&self, hidden: usize) -> u128 {
-        let (inner, conv, input) =
-            (self.inner() as u128, self.conv_dim() as u128, self.in_dim() as u128);
-        let (hidden, bias) = (hidden as u128, u128::from(self.bias));
-        let conv = conv * (self.conv_width as u128 + u128::from(self.conv_bias));
-        // The decay, the skip and the bias of the time step of each head; the gated norm.
-        let small = 3 * self.n_heads as u128 + inner;
-        (hidden + bias) * input + conv + small + hidden * (inner + bias)
-    }
-}
-
-impl Dense {
-    fn n_parameters(&self, hidden: u128, gated: bool) -> u128 {
-        let (inner, n_in) = (self.inner as u128, if gated { 2 } else { 1 });
-        (n_in + 1) * hidden * inner + if self.bias { n_in * inner + hidden } else { 0 }
-    }
-}
-
-impl Experts {
-    fn n_parameters(&self, hidden: u128) -> u128 {
-        let expert = Dense { inner: self.inner, activation: self.activation, bias: false };
-        let router = hidden + u128::from(self.router.correction);
-        let shared = self.shared.as_ref().map_or(0, |dense| dense.n_parameters(hidden, self.gated));
-        self.n_experts as u128 * (expert.n_parameters(hidden, self.gated) + router) + shared
-    }
-}
-
-impl Mlp {
-    fn n_parameters(&self, hidden: usize) -> u128 {
-        let hidden = hidden as u128;
-        match self {
-            Self::Gated(dense) => dense.n_parameters(hidden, true),
-            Self::Plain(dense) => dense.n_parameters(hidden, false),
-            Self::Experts(experts) => experts.n_parameters(hidden),
-        }
     }
 }
