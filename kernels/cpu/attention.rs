@@ -641,6 +641,14 @@ impl<E: Element> Mix<'_, E> {
             self.strip::<S, R, 1>(s, at, sums);
             at += LANES;
         }
+        if at < self.dim {
+            self.rest(s, at, sums);
+        }
+    }
+
+    /// For all queries and the last elements, fewer than a vector, from `at` on.
+    #[inline(always)]
+    fn rest<S: Simd>(&self, s: S, at: usize, sums: &mut [f32]) {
         for (weights, sums) in self.weights.iter().zip(sums.chunks_exact_mut(self.dim)) {
             let sums = &mut sums[at..];
             let mut sum = s.load_some(sums, 0.0);
@@ -655,20 +663,22 @@ impl<E: Element> Mix<'_, E> {
     /// For `R` queries and the elements from `at` on.
     #[inline(always)]
     fn strip<S: Simd, const R: usize, const V: usize>(&self, s: S, at: usize, sums: &mut [f32]) {
+        // Only with so many rows as the type says does the compiler unroll the loop and keep the sums in registers.
+        let weights = self.weights.first_chunk::<R>().expect("weights of each query");
         let mut totals = [[s.splat(0.0); V]; R];
         for (totals, sums) in totals.iter_mut().zip(sums.chunks_exact(self.dim)) {
             for (total, sum) in totals.iter_mut().zip(sums[at..].as_chunks::<LANES>().0) {
                 *total = s.load(sum);
             }
         }
-        assert!(self.seen.end <= BLOCK && self.weights.len() >= R);
+        assert!(self.seen.end <= BLOCK);
         for p in self.seen.clone() {
             let values = self.values[p * self.dim + at..][..V * LANES].as_chunks::<LANES>().0;
             let mut value = [s.splat(0.0); V];
             for (value, from) in value.iter_mut().zip(values) {
                 *value = E::load(s, from);
             }
-            for (totals, weights) in totals.iter_mut().zip(self.weights) {
+            for (totals, weights) in totals.iter_mut().zip(weights) {
                 let weight = s.splat(weights[p]);
                 for (total, value) in totals.iter_mut().zip(value) {
                     *total = s.mul_add(weight, value, *total);
