@@ -4,6 +4,7 @@
 //! iterator that owns everything it needs: it can be sent to another thread, and stopped from anywhere by a
 //! [`CancelToken`].
 
+mod session;
 mod stop;
 
 use std::sync::Arc;
@@ -13,14 +14,12 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
-use crate::cache::KvCache;
-use crate::chat::ChatRequest;
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::{Model, too_long};
-use crate::nn::graph::Rows;
+use crate::model::too_long;
 use crate::sample::{Sampler, Sampling};
 use crate::tokenizer::TextStream;
 
+pub use session::Session;
 use stop::StopStrings;
 
 /// Stops a generation from another thread, within one token or one chunk of the prompt.
@@ -48,118 +47,6 @@ impl CancelToken {
     #[must_use]
     pub fn flag(&self) -> Arc<AtomicBool> {
         self.0.clone()
-    }
-}
-
-/// One sequence of a model, kept between prompts.
-pub struct Session {
-    model: Model,
-    cache: Option<KvCache>,
-    /// The ids in the cache.
-    tokens: Vec<u32>,
-    cancel: CancelToken,
-}
-
-impl Session {
-    pub(crate) fn new(model: Model) -> Self {
-        Self { model, cache: None, tokens: Vec::new(), cancel: CancelToken::default() }
-    }
-
-    /// This session, stopped by `token` instead of its own.
-    #[must_use]
-    pub fn with_cancel_token(mut self, token: CancelToken) -> Self {
-        self.cancel = token;
-        self
-    }
-
-    /// The model of this session.
-    #[must_use]
-    pub fn model(&self) -> &Model {
-        &self.model
-    }
-
-    /// The token that stops this session's generations.
-    #[must_use]
-    pub fn cancel_token(&self) -> CancelToken {
-        self.cancel.clone()
-    }
-
-    /// The ids that are in the cache.
-    #[must_use]
-    pub fn tokens(&self) -> &[u32] {
-        &self.tokens
-    }
-
-    /// Bytes of keys and values in use.
-    #[must_use]
-    pub fn cache_bytes(&self) -> u64 {
-        self.cache.as_ref().map_or(0, KvCache::bytes)
-    }
-
-    /// Continues `prompt`, a plain text: a BOS goes before it where the model expects one.
-    ///
-    /// # Errors
-    ///
-    /// If the model has no tokenizer, the prompt does not fit the context, or a parameter makes no sense.
-    pub fn generate(self, prompt: &str, sampling: &Sampling) -> Result<Generator> {
-        let ids = self.model.require_tokenizer()?.encode_prompt(prompt)?;
-        self.generate_ids(&ids, sampling)
-    }
-
-    /// Answers a conversation, by the model's own chat template.
-    ///
-    /// # Errors
-    ///
-    /// As [`Session::generate`], and if the model has no chat template or it refuses the conversation.
-    pub fn chat(self, request: &ChatRequest, sampling: &Sampling) -> Result<Generator> {
-        let Some(template) = self.model.chat_template() else {
-            return Err(Error::bad_input(format!(
-                "{} has no chat template",
-                self.model.info().name
-            ))
-            .so("it completes texts, and was not made for conversations")
-            .hint("generate, or an instruct model"));
-        };
-        let ids = template.encode(request, self.model.require_tokenizer()?)?;
-        self.generate_ids(&ids, sampling)
-    }
-
-    /// Continues `ids` as they are. What the cache already holds of them is not computed again.
-    ///
-    /// # Errors
-    ///
-    /// If `ids` is empty or does not fit the context, or a parameter makes no sense.
-    pub fn generate_ids(self, ids: &[u32], sampling: &Sampling) -> Result<Generator> {
-        Generator::start(self, ids, sampling)
-    }
-
-    /// Cuts the cache back to what it has in common with `ids`, and tells how many that are. At least the last
-    /// id is left to compute, because its logits are needed.
-    fn keep_common_prefix(&mut self, ids: &[u32]) -> Result<usize> {
-        if self.cache.is_none() {
-            self.cache = Some(self.model.cache()?);
-        }
-        let common = self.tokens.iter().zip(ids).take_while(|(a, b)| a == b).count();
-        let common = common.min(ids.len() - 1);
-        let kept = self.cache.as_mut().is_some_and(|cache| cache.truncate(common));
-        let common = if kept { common } else { 0 };
-        self.tokens.truncate(common);
-        Ok(common)
-    }
-
-    /// Computes `ids` after what is in the cache; the logits of the last one come back in `logits`.
-    fn advance(&mut self, ids: &[u32], logits: &mut Vec<f32>) -> Result<()> {
-        let Some(cache) = &mut self.cache else {
-            return Err(Error::bad_input("the session has no cache, expected it after the prompt"));
-        };
-        logits.clear();
-        let cancel = self.cancel.clone();
-        let result = self.model.run(ids, cache, Rows::Last, logits, &|| !cancel.is_cancelled());
-        // A model with recurrent layers cannot go back: its cache may be empty now.
-        self.tokens.truncate(cache.len());
-        result?;
-        self.tokens.extend_from_slice(ids);
-        Ok(())
     }
 }
 
@@ -246,6 +133,8 @@ pub struct Generator {
     generated: Vec<u32>,
     max_tokens: usize,
     ignore_eos: bool,
+    /// Ids that end this text, beside those that end any.
+    ends: Vec<u32>,
     text: Option<TextStream>,
     stop: StopStrings,
     logits: Vec<f32>,
@@ -269,7 +158,13 @@ struct Clock {
 }
 
 impl Generator {
-    fn start(mut session: Session, ids: &[u32], sampling: &Sampling) -> Result<Self> {
+    fn start(
+        mut session: Session,
+        ids: &[u32],
+        sampling: &Sampling,
+        text: Option<TextStream>,
+        ends: Vec<u32>,
+    ) -> Result<Self> {
         let start = Instant::now();
         let context = session.model.info().context;
         if ids.is_empty() {
@@ -292,7 +187,8 @@ impl Generator {
             generated: Vec::new(),
             max_tokens: sampling.max_tokens.unwrap_or(room).min(room),
             ignore_eos: sampling.ignore_eos,
-            text: session.model.tokenizer().map(crate::tokenizer::Tokenizer::stream),
+            ends,
+            text,
             stop: StopStrings::new(&sampling.stop),
             logits: Vec::new(),
             clock: Clock { start, prefill: Duration::ZERO, first: None, last: start },
@@ -352,18 +248,30 @@ impl Generator {
             sampled => sampled?,
         };
         self.clock.tick();
-        if !self.ignore_eos && self.session.model.eos_ids().contains(&id) {
+        let ends = self.session.model.eos_ids().contains(&id) || self.ends.contains(&id);
+        if ends && !self.ignore_eos {
             return self.finish(FinishReason::Stop);
         }
         self.generated.push(id);
-        let certain = self.text.as_mut().map(|text| text.push(id)).transpose()?.unwrap_or_default();
-        let (text, stopped) = self.stop.push(&certain);
+        let (text, stopped) = self.certain(id)?;
         if stopped {
             self.text = None;
             let last = self.finish(FinishReason::Stop)?;
             return Ok(Piece { text: text + &last.text, ..last });
         }
         Ok(Piece { text, id: Some(id), summary: None })
+    }
+
+    /// The text that became certain with `id`, and whether a stop string has appeared.
+    fn certain(&mut self, id: u32) -> Result<(String, bool)> {
+        let special = self.session.model.tokenizer().is_some_and(|t| t.is_special(id));
+        let certain = self.text.as_mut().map(|text| text.push(id)).transpose()?.unwrap_or_default();
+        let (mut text, stopped) = self.stop.push(&certain);
+        if special && !stopped {
+            // No stop string reaches across a control token, and what came before it is to be told before it.
+            text += &self.stop.finish();
+        }
+        Ok((text, stopped))
     }
 
     fn prefill(&mut self) -> Result<()> {

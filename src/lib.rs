@@ -9,7 +9,7 @@
 //! 3. [`model`] puts them together: [`nn`] is the graph, written once over the operations of [`ops`], which each
 //!    device implements; the arithmetic is in [`tramontane_kernels`].
 //!    [`memory`] tells beforehand what it needs.
-//! 4. [`tokenizer`] turns text into ids and back, [`chat`] a conversation into a prompt.
+//! 4. [`tokenizer`] turns text into ids and back, also a text with a gap, [`chat`] a conversation into a prompt.
 //! 5. [`mod@generate`] runs prefill and decode over a [`cache`], and [`sample`] chooses each id.
 //! 6. [`eval`] measures perplexity, and how far a format is from another; [`mod@quantize`] packs weights once and for
 //!    all; [`mod@verify`] checks a model on disk.

@@ -11,6 +11,7 @@
 mod base64;
 mod bpe;
 mod charsmap;
+mod fill;
 mod huggingface;
 mod markers;
 mod protobuf;
@@ -26,6 +27,7 @@ use std::sync::Arc;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::files::{MAX_TOKENIZER, ModelFiles};
+pub use fill::FillIn;
 use markers::{Markers, Part};
 use settings::Settings;
 pub use stream::TextStream;
@@ -38,7 +40,7 @@ const MAX_TEXT: usize = 32 << 20;
 
 /// The kind of file a tokenizer came from.
 ///
-/// The version ("v1", "v2", "v3", "v7", "v11", "v13") decides the chat format of Mistral's models.
+/// The version decides the chat format of Mistral's models: "v1", "v2", "v3", "v7", "v11", "v13" and "v15" are known.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Kind {
     /// `tokenizer.json`.
@@ -242,6 +244,13 @@ impl Tokenizer {
     #[must_use]
     pub fn stream(&self) -> TextStream {
         TextStream::new(Arc::clone(&self.0.vocab), false)
+    }
+
+    /// As [`Self::stream`], for ids that go on after other text: SentencePiece begins a text with a space that nobody
+    /// typed and that reading back removes, but in the midst of a text the space belongs there.
+    #[must_use]
+    pub fn stream_after_text(&self) -> TextStream {
+        TextStream::after_text(Arc::clone(&self.0.vocab))
     }
 
     /// The token that begins a text.

@@ -21,7 +21,8 @@ const MAX_TOKENS: usize = 256;
 /// Continue a text
 ///
 /// The prompt comes from the command line, from a file, or from stdin if it is not a terminal.
-/// A model with a chat template answers as an assistant with --chat or --system.
+/// A model with a chat template answers as an assistant with --chat or --system. A model for source code fills the gap
+/// between the prompt and --suffix.
 #[derive(clap::Args)]
 pub(super) struct Args {
     /// The text to continue
@@ -39,6 +40,14 @@ pub(super) struct Args {
     #[command(flatten)]
     ids: IdsArgs,
 
+    /// Fill the gap between the prompt and this text, by a model that was made for it (Codestral)
+    #[arg(long, value_name = "TEXT", env = "TRAMONTANE_SUFFIX", conflicts_with_all = ["ids", "ids_file", "chat", "system"])]
+    suffix: Option<String>,
+
+    /// As --suffix, read from a file
+    #[arg(long, value_name = "FILE", env = "TRAMONTANE_SUFFIX_FILE", conflicts_with_all = ["suffix", "ids", "ids_file", "chat", "system"])]
+    suffix_file: Option<PathBuf>,
+
     /// Take the prompt as a user's message and answer by the model's chat template
     #[arg(long, env = "TRAMONTANE_CHAT", conflicts_with_all = ["ids", "ids_file"])]
     chat: bool,
@@ -47,7 +56,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "TEXT", env = "TRAMONTANE_SYSTEM", conflicts_with_all = ["ids", "ids_file"])]
     system: Option<String>,
 
-    /// Print only what was generated, not the prompt before it
+    /// Print only what was generated, not the prompt before it, nor the text behind a gap
     #[arg(long, env = "TRAMONTANE_NO_DISPLAY_PROMPT")]
     no_display_prompt: bool,
 
@@ -70,7 +79,20 @@ pub(super) struct Args {
 enum Prompt {
     Ids(Vec<u32>),
     Text(String),
+    /// Text with a gap: what is before it, and what is behind it.
+    Gap(String, String),
     Chat(ChatRequest),
+}
+
+impl Prompt {
+    /// What stands before and behind the text that is generated.
+    fn around(&self) -> (&str, &str) {
+        match self {
+            Self::Text(before) => (before, ""),
+            Self::Gap(before, behind) => (before, behind),
+            Self::Ids(_) | Self::Chat(_) => ("", ""),
+        }
+    }
 }
 
 pub(super) fn run(args: Args) -> Result<ExitCode> {
@@ -83,15 +105,14 @@ pub(super) fn run(args: Args) -> Result<ExitCode> {
     if args.model.verbose {
         talk::say(&format!("sampler: {}", generator.sampler().describe()));
     }
-    if let (Prompt::Text(text), true) = (&prompt, display) {
-        print(text)?;
-    }
+    let (before, behind) = if display { prompt.around() } else { ("", "") };
+    print(before)?;
     let mut printer = args.printer(&model, &prompt)?;
     let summary = stream(&mut generator, &model, &mut printer)?;
     if args.json {
         print(&format!("{}\n", report(&model, &printer, &summary)))?;
     } else {
-        print("\n")?;
+        print(&format!("{behind}\n"))?;
     }
     if !args.model.quiet {
         talk::say_notes(&model);
@@ -117,8 +138,10 @@ impl Args {
                 let wanted = wanted.unwrap_or(Reasoning::Show);
                 printer.splitting(&prompt.unwrap_or_default(), wanted)
             }
-            (Prompt::Ids(_) | Prompt::Text(_), Some(wanted)) => printer.splitting("", wanted),
-            (Prompt::Ids(_) | Prompt::Text(_), None) => printer,
+            (Prompt::Ids(_) | Prompt::Text(_) | Prompt::Gap(..), Some(wanted)) => {
+                printer.splitting("", wanted)
+            }
+            (Prompt::Ids(_) | Prompt::Text(_) | Prompt::Gap(..), None) => printer,
         })
     }
 
@@ -127,6 +150,9 @@ impl Args {
             return Ok(Prompt::Ids(ids));
         }
         let text = self.text()?;
+        if let Some(suffix) = self.suffix()? {
+            return Ok(Prompt::Gap(text, suffix));
+        }
         if !self.chat && self.system.is_none() {
             return Ok(Prompt::Text(text));
         }
@@ -136,12 +162,20 @@ impl Args {
         )))
     }
 
+    /// The text behind the gap, if there is one.
+    fn suffix(&self) -> Result<Option<String>> {
+        match &self.suffix_file {
+            Some(path) => read(path).map(Some),
+            None => Ok(self.suffix.clone()),
+        }
+    }
+
     fn text(&self) -> Result<String> {
         if let Some(text) = self.prompt.as_ref().or(self.prompt_flag.as_ref()) {
             return Ok(text.clone());
         }
         if let Some(path) = &self.file {
-            return std::fs::read_to_string(path).map_err(|e| Error::io(path, e));
+            return read(path);
         }
         if std::io::stdin().is_terminal() {
             return Err(Error::bad_input("there is no prompt")
@@ -155,10 +189,15 @@ impl Args {
     }
 }
 
+fn read(path: &std::path::Path) -> Result<String> {
+    std::fs::read_to_string(path).map_err(|e| Error::io(path, e))
+}
+
 fn start(model: &Model, prompt: &Prompt, sampling: &Sampling) -> Result<Generator> {
     match prompt {
         Prompt::Ids(ids) => model.session().generate_ids(ids, sampling),
         Prompt::Text(text) => model.session().generate(text, sampling),
+        Prompt::Gap(before, behind) => model.session().fill_in(before, behind, sampling),
         Prompt::Chat(request) => model.session().chat(request, sampling),
     }
 }

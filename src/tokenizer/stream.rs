@@ -52,6 +52,11 @@ impl TextStream {
         Self { vocab, with_special, pending: Vec::new(), strip, first: true, empty: true }
     }
 
+    /// A stream that goes on after other text: its beginning is kept as it is.
+    pub(super) fn after_text(vocab: Arc<Vocab>) -> Self {
+        Self { strip: 0, first: false, empty: false, ..Self::new(vocab, false) }
+    }
+
     /// Takes the next id and returns the text that is now certain; it may be empty.
     ///
     /// # Errors
@@ -199,6 +204,10 @@ mod tests {
         let while_empty = Start::OneSpaceWhileEmpty;
         assert_eq!(pieces(&mut stream(while_empty, &tokens), &[1, 2]), ["", "mot", ""]);
         assert_eq!(pieces(&mut stream(Start::Keep, &tokens), &[1, 2]), [" ", " mot", ""]);
+        for start in [strip, first, while_empty] {
+            let mut after = TextStream::after_text(stream(start, &tokens).vocab);
+            assert_eq!(pieces(&mut after, &[0, 2, 2]), ["", " mot", " mot", ""]);
+        }
     }
 
     #[test]
