@@ -1,7 +1,7 @@
 //! Attention over the cache: one token at several depths against the read bandwidth, prompts against the f32
 //! multiply-adds.
 //!
-//! `cargo bench -p tramontane-kernels --bench attention`
+//! `cargo bench -p tramontane-kernels --bench attention [-- PART OF A NAME ...]`
 
 #![allow(clippy::print_stdout, reason = "a bench prints its results")]
 
@@ -9,14 +9,15 @@ mod common;
 
 use std::sync::Arc;
 
-use common::{Machine, report, time};
+use common::{Machine, report, time, wanted};
 use tramontane_kernels::cases::Numbers;
 use tramontane_kernels::cpu::attention::{
     Attention, BLOCK, KvBlock, KvFormat, KvShape, KvView, attend,
 };
 
-/// Query heads, key/value heads and their width: CroissantLLM 1.3B, Mistral 7B, SmolLM2 135M.
-const SHAPES: [(usize, usize, usize); 3] = [(16, 16, 128), (32, 8, 128), (9, 3, 64)];
+/// Query heads, key/value heads and their width: CroissantLLM 1.3B, Mistral 7B, SmolLM2 135M, the 350M shape of
+/// `benches/peers`.
+const SHAPES: [(usize, usize, usize); 4] = [(16, 16, 128), (32, 8, 128), (9, 3, 64), (16, 4, 64)];
 
 fn main() {
     let machine = Machine::measure();
@@ -39,6 +40,11 @@ fn attention(
     depth: usize,
     format: KvFormat,
 ) {
+    let name =
+        format!("{format:?}: {n_heads} heads over {n_kv_heads} of {dim}: {n} tokens at {depth}");
+    if !wanted(&name) {
+        return;
+    }
     let a = Attention {
         n_heads,
         n_kv_heads,
@@ -65,8 +71,6 @@ fn attention(
             attend(machine.isa, &machine.pool, &a, &q, depth, &kv, &mut out);
         }
     });
-    let name =
-        format!("{format:?}: {n_heads} heads over {n_kv_heads} of {dim}: {n} tokens at {depth}");
     let seen: usize = (depth + 1..=depth + n).sum();
     if n == 1 {
         let bytes = (layers * (depth + 1) * shape.block_bytes() / BLOCK) as f64;

@@ -7,7 +7,7 @@
 
 mod common;
 
-use common::{Machine, report, time};
+use common::{Machine, report, time, wanted};
 use tramontane_kernels::Pool;
 use tramontane_kernels::cases::Numbers;
 use tramontane_kernels::cpu::input::Input;
@@ -58,9 +58,13 @@ fn matrix(
 /// One token through as many matrices as do not fit into any cache.
 fn decode(machine: &Machine, format: Format) {
     let (rows, cols) = (5504, 2048);
+    let copies = (DECODE_BYTES / format.packed_len(rows, cols).unwrap_or(1)).max(1);
+    let name = format!("decode {format} {copies} x {rows} x {cols}");
+    if !wanted(&name) {
+        return;
+    }
     let mut arena = Arena::new();
     let first = matrix(machine, format, rows, cols, &mut arena);
-    let copies = (DECODE_BYTES / first.bytes().len()).max(1);
     let all: Vec<_> = (0..copies)
         .map(|_| {
             let mut block =
@@ -79,13 +83,7 @@ fn decode(machine: &Machine, format: Format) {
         }
     });
     let bytes = (copies * first.bytes().len()) as f64;
-    report(
-        &format!("decode {format} {copies} x {rows} x {cols}"),
-        time,
-        bytes,
-        "GB/s",
-        machine.bandwidth,
-    );
+    report(&name, time, bytes, "GB/s", machine.bandwidth);
 }
 
 /// Many tokens through one matrix.
@@ -93,6 +91,10 @@ fn prompt(machine: &Machine, format: Format) {
     for (n, rows, cols) in
         [(512, 2048, 2048), (512, 5504, 2048), (512, 2048, 5504), (64, 2048, 2048), (8, 2048, 2048)]
     {
+        let name = format!("prompt {format} {n} tokens {rows} x {cols}");
+        if !wanted(&name) {
+            continue;
+        }
         let w = matrix(machine, format, rows, cols, &mut Arena::new());
         let (x, mut out) = (Numbers::new(2).normal(n * cols), vec![0.0; n * rows]);
         let mut input = Input::new();
@@ -101,13 +103,7 @@ fn prompt(machine: &Machine, format: Format) {
             linear(machine.isa, &machine.pool, &input, &mut [Linear::new(&w, &mut out)]);
         });
         let operations = 2.0 * (n * rows * cols) as f64;
-        report(
-            &format!("prompt {format} {n} tokens {rows} x {cols}"),
-            time,
-            operations,
-            "GOP/s",
-            machine.flops,
-        );
+        report(&name, time, operations, "GOP/s", machine.flops);
     }
 }
 
@@ -118,11 +114,14 @@ fn cache(machine: &Machine, format: Format) {
     let rows = ((260 << 10) / (format.packed_len(16, cols).unwrap_or(1) / 16) / 64).max(1) * 64;
     let w = matrix(machine, format, rows, cols, &mut Arena::new());
     for n in [1, 2, 3, 4, 6, 12, 48] {
+        let name = format!("cache {format} {n} tokens {rows} x {cols}");
+        if !wanted(&name) {
+            continue;
+        }
         let (x, mut out) = (Numbers::new(2).normal(n * cols), vec![0.0; n * rows]);
         let mut input = Input::new();
         let prepare = time(|| input.set(machine.isa, &pool, &x, cols, &[format]));
         let time = time(|| linear(machine.isa, &pool, &input, &mut [Linear::new(&w, &mut out)]));
-        let name = format!("cache {format} {n} tokens {rows} x {cols}");
         let threads = machine.pool.n_threads() as f64;
         if n == 1 {
             report(&name, time, w.bytes().len() as f64, "GB/s", machine.bandwidth / threads);
@@ -138,6 +137,10 @@ fn cache(machine: &Machine, format: Format) {
 
 /// Making packed weights from bf16.
 fn packing(machine: &Machine, format: Format) {
+    let name = format!("pack {format}, bf16 bytes read");
+    if !wanted(&name) {
+        return;
+    }
     let (rows, cols) = (2048, 2048);
     let values: Vec<_> =
         Numbers::new(1).normal(rows * cols).into_iter().map(half::bf16::from_f32).collect();
@@ -146,11 +149,5 @@ fn packing(machine: &Machine, format: Format) {
         let packed = pack(machine.isa, &machine.pool, format, &w, &mut Arena::new());
         drop(packed.unwrap_or_else(|error| panic!("{error}")));
     });
-    report(
-        &format!("pack {format}, bf16 bytes read"),
-        time,
-        2.0 * (rows * cols) as f64,
-        "GB/s",
-        machine.bandwidth,
-    );
+    report(&name, time, 2.0 * (rows * cols) as f64, "GB/s", machine.bandwidth);
 }

@@ -12,6 +12,12 @@ use std::time::{Duration, Instant};
 use tramontane_kernels::bandwidth::read_bandwidth;
 use tramontane_kernels::{Isa, Pool, default_threads};
 
+/// Whether a measurement of this name was asked for: with arguments, those whose name contains one of them.
+pub(crate) fn wanted(name: &str) -> bool {
+    let mut words = std::env::args().skip(1).filter(|word| !word.starts_with('-')).peekable();
+    words.peek().is_none() || words.any(|word| name.contains(&word))
+}
+
 /// Seconds of a call: the best and the median of as many as fit into a third of a second.
 #[derive(Clone, Copy)]
 pub(crate) struct Seconds {

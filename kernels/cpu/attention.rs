@@ -14,6 +14,8 @@ use std::cell::RefCell;
 use std::ops::Range;
 use std::sync::Arc;
 
+use half::f16;
+
 pub use super::cache::{BLOCK, KvBlock, KvFormat, KvShape};
 use super::cache::{Elements, GROUP, KEYS};
 use super::functions::{ExpMinus, Mul, Scale, SoftCap, Unary, each, each_with};
@@ -31,6 +33,21 @@ const ROWS: usize = 24;
 
 /// Queries that meet a key together: with 16 keys, their sums fill the registers.
 const GROUPED: usize = 6;
+
+/// Repeats a body for a number below `$n`, at most 8, as straight code: with indices that are constants from the outset,
+/// arrays of sums are sure to stay in registers, where a loop that is unrolled late may leave them in memory.
+macro_rules! unroll {
+    ($i:ident in 0..$n:ident => $body:block) => {
+        unroll!(@ $i $n $body 0 1 2 3 4 5 6 7)
+    };
+    (@ $i:ident $n:ident $body:block $($at:literal)*) => {
+        const { assert!($n <= 8) };
+        $(if $at < $n {
+            let $i = $at;
+            $body
+        })*
+    };
+}
 
 /// The part of a layer's cache that attention reads.
 #[derive(Clone, Copy, Debug)]
@@ -268,7 +285,12 @@ impl Job<'_> {
 
     /// Numbers of memory that a tile of some queries needs.
     fn tile_len(&self, rows: usize) -> usize {
-        rows * (self.a.k_dim + self.a.v_dim + BLOCK)
+        rows * (self.a.k_dim + self.a.v_dim + BLOCK) + self.wide_len(rows)
+    }
+
+    /// Numbers of memory to widen what each group of queries would else widen anew.
+    fn wide_len(&self, rows: usize) -> usize {
+        if rows > GROUPED { BLOCK * self.a.k_dim.max(self.a.v_dim) } else { 0 }
     }
 
     /// The attention of some queries of a head, spread at the start of `memory`, over one segment: their softmax, and
@@ -281,7 +303,8 @@ impl Job<'_> {
         memory: &'m mut [f32],
     ) -> ([Softmax; ROWS], &'m [f32]) {
         let (q, memory) = memory.split_at_mut(rows.len() * self.a.k_dim);
-        let (sums, scores) = memory.split_at_mut(rows.len() * self.a.v_dim);
+        let (sums, memory) = memory.split_at_mut(rows.len() * self.a.v_dim);
+        let (wide, scores) = memory.split_at_mut(self.wide_len(rows.len()));
         let mut softmax = [Softmax::START; ROWS];
         sums.fill(0.0);
         let first = self.a.first_seen(self.position(rows.start)).max(segment * SEGMENT);
@@ -297,11 +320,13 @@ impl Job<'_> {
                 rows: rows.clone(),
                 block,
                 content: &self.kv.blocks[block - self.kv.first / BLOCK],
+                next: self.kv.blocks.get(block + 1 - self.kv.first / BLOCK).map(|next| &**next),
                 seen: &seen[..rows.len()],
                 q,
                 scores: scores.as_chunks_mut().0,
                 sums,
                 softmax: &mut softmax[..rows.len()],
+                wide: &mut *wide,
             });
         }
         (softmax, sums)
@@ -363,12 +388,16 @@ struct Tile<'a> {
     rows: Range<usize>,
     block: usize,
     content: &'a KvBlock,
+    /// The block that comes after it.
+    next: Option<&'a KvBlock>,
     /// What each query sees of the block.
     seen: &'a [Range<usize>],
     q: &'a [f32],
     scores: &'a mut Scores,
     sums: &'a mut [f32],
     softmax: &'a mut [Softmax],
+    /// Memory to widen the f16 keys or values of a head, or none.
+    wide: &'a mut [f32],
 }
 
 impl Kernel for Tile<'_> {
@@ -377,35 +406,98 @@ impl Kernel for Tile<'_> {
     fn run<S: Simd>(mut self, s: S) {
         let (k_dim, v_dim) = (self.job.a.k_dim, self.job.a.v_dim);
         let (head, positions) = (self.kv_head, self.kv_head * BLOCK..(self.kv_head + 1) * BLOCK);
-        let keys = positions.start * k_dim..positions.end * k_dim;
-        match &self.content.keys {
-            Elements::F32(k) => self.dot_keys(s, &k[keys], None),
-            Elements::F16(k) => self.dot_keys(s, &k[keys], None),
-            Elements::Q8 { values, scales } => {
-                let len = BLOCK * k_dim.div_ceil(GROUP);
-                self.dot_keys(s, &values[keys], Some(&scales[head * len..][..len]));
+        let wide = std::mem::take(&mut self.wide);
+
+        let (keys, values) = (&self.content.keys, &self.content.values);
+        let (k_range, v_range) = (
+            positions.start * k_dim..positions.end * k_dim,
+            positions.start * v_dim..positions.end * v_dim,
+        );
+        let len = BLOCK * k_dim.div_ceil(GROUP);
+        let scales = keys.scales().map(|scales| &scales[head * len..][..len]);
+        let next = values.bytes_of(v_range.clone());
+        match keys.part(s, k_range.clone(), wide) {
+            Part::F32(k) => self.dot_keys(s, k, scales, next),
+            Part::F16(k) => self.dot_keys(s, k, scales, next),
+            Part::I8(k) => self.dot_keys(s, k, scales, next),
+        }
+
+        self.weigh(s);
+
+        if let Some(scales) = values.scales().map(|scales| &scales[positions.clone()]) {
+            for (scores, seen) in self.scores.iter_mut().zip(self.seen) {
+                each_with(s, &mut scores[seen.clone()], &scales[seen.clone()], Mul);
             }
         }
-        self.weigh(s);
-        let values = positions.start * v_dim..positions.end * v_dim;
-        match &self.content.values {
-            Elements::F32(v) => self.add_values(s, &v[values]),
-            Elements::F16(v) => self.add_values(s, &v[values]),
-            Elements::Q8 { values: v, scales } => {
-                let scales = &scales[positions];
-                for (scores, seen) in self.scores.iter_mut().zip(self.seen) {
-                    each_with(s, &mut scores[seen.clone()], &scales[seen.clone()], Mul);
-                }
-                self.add_values(s, &v[values]);
-            }
+        let next = self.next.map_or(&[][..], |block| block.keys.bytes_of(k_range));
+        match values.part(s, v_range, wide) {
+            Part::F32(v) => self.add_values(s, v, next),
+            Part::F16(v) => self.add_values(s, v, next),
+            Part::I8(v) => self.add_values(s, v, next),
         }
     }
 }
 
-impl Tile<'_> {
-    /// The scores of all queries for the keys of a head, `[panels, k_dim, KEYS]`, as far as any of them sees.
+/// The keys or values of a head in a block.
+enum Part<'a> {
+    F32(&'a [f32]),
+    F16(&'a [f16]),
+    I8(&'a [i8]),
+}
+
+impl Elements {
+    fn scales(&self) -> Option<&[f32]> {
+        match self {
+            Self::F32(_) | Self::F16(_) => None,
+            Self::Q8 { scales, .. } => Some(scales),
+        }
+    }
+
+    /// The bytes of a part of the elements.
+    fn bytes_of(&self, range: Range<usize>) -> &[u8] {
+        // SAFETY: numbers without padding may be read as bytes.
+        unsafe {
+            match self {
+                Self::F32(values) => values[range].align_to().1,
+                Self::F16(values) => values[range].align_to().1,
+                Self::Q8 { values, .. } => values[range].align_to().1,
+            }
+        }
+    }
+
+    /// A part of the elements; if they are f16 and there is memory for it, widened (from i8 that costs nothing).
     #[inline(always)]
-    fn dot_keys<S: Simd, E: Element>(&mut self, s: S, keys: &[E], scales: Option<&[f32]>) {
+    fn part<'a, S: Simd>(&'a self, s: S, range: Range<usize>, wide: &'a mut [f32]) -> Part<'a> {
+        match self {
+            Self::F32(values) => Part::F32(&values[range]),
+            Self::F16(values) if wide.is_empty() => Part::F16(&values[range]),
+            Self::F16(values) => Part::F32(widen(s, &values[range], wide)),
+            Self::Q8 { values, .. } => Part::I8(&values[range]),
+        }
+    }
+}
+
+/// Elements as f32, in `to`.
+#[inline(always)]
+fn widen<'a, S: Simd>(s: S, from: &[f16], to: &'a mut [f32]) -> &'a [f32] {
+    let to = &mut to[..from.len()];
+    for (from, to) in from.as_chunks::<LANES>().0.iter().zip(to.as_chunks_mut::<LANES>().0) {
+        s.store(s.load_f16(from), to);
+    }
+    to
+}
+
+impl Tile<'_> {
+    /// The scores of all queries for the keys of a head, `[panels, k_dim, KEYS]`, as far as any of them sees. `next` is
+    /// what is read after them: a core alone waits too long for each line of memory.
+    #[inline(always)]
+    fn dot_keys<S: Simd, E: Element>(
+        &mut self,
+        s: S,
+        keys: &[E],
+        scales: Option<&[f32]>,
+        next: &[u8],
+    ) {
         let (mut from, mut to) = (BLOCK, 0);
         for one in self.seen {
             if !one.is_empty() {
@@ -422,6 +514,8 @@ impl Tile<'_> {
         };
         while panel < end {
             let step = if panel + several <= end { several } else { 1 };
+            let share = next.len() / (BLOCK / KEYS);
+            s.prefetch(&next[panel * share..(panel + step) * share]);
             let groups = self.scores.chunks_mut(GROUPED);
             for (q, scores) in self.q.chunks(GROUPED * keys.dim).zip(groups) {
                 match (scores.len(), step) {
@@ -467,9 +561,10 @@ impl Tile<'_> {
         }
     }
 
-    /// Adds the weighted values of a head, `[BLOCK, v_dim]`, to the sums of all queries.
+    /// Adds the weighted values of a head, `[BLOCK, v_dim]`, to the sums of all queries. `next` is what is read after
+    /// them.
     #[inline(always)]
-    fn add_values<S: Simd, E: Element>(&mut self, s: S, values: &[E]) {
+    fn add_values<S: Simd, E: Element>(&mut self, s: S, values: &[E], next: &[u8]) {
         let dim = self.job.a.v_dim;
         let groups = self.scores.chunks(GROUPED).zip(self.sums.chunks_mut(GROUPED * dim));
         for ((weights, sums), seen) in groups.zip(self.seen.chunks(GROUPED)) {
@@ -478,7 +573,7 @@ impl Tile<'_> {
             for one in seen {
                 common = common.start.max(one.start)..common.end.min(one.end);
             }
-            let together = Mix { weights, values, dim, seen: common.clone() };
+            let together = Mix { weights, values, dim, seen: common.clone(), next };
             if common.is_empty() {
                 for (i, seen) in seen.iter().enumerate() {
                     together.alone(s, i, seen.clone(), sums);
@@ -582,16 +677,16 @@ fn products<S: Simd, E: Element, const R: usize, const P: usize>(
         assert_eq!(panel.len(), q.len(), "elements of queries and keys");
     }
     for (d, q) in q.iter().enumerate() {
-        for (p, panel) in panels.iter().enumerate() {
+        unroll!(p in 0..P => {
             // SAFETY: all have the same length.
-            let key = unsafe { panel.get_unchecked(d) }.as_chunks::<LANES>().0;
+            let key = unsafe { panels[p].get_unchecked(d) }.as_chunks::<LANES>().0;
             let key = [E::load(s, &key[0]), E::load(s, &key[1])];
-            for (sums, q) in sums.iter_mut().zip(q) {
-                let q = s.splat(*q);
-                sums[p][0] = s.mul_add(q, key[0], sums[p][0]);
-                sums[p][1] = s.mul_add(q, key[1], sums[p][1]);
-            }
-        }
+            unroll!(r in 0..R => {
+                let q = s.splat(q[r]);
+                sums[r][p][0] = s.mul_add(q, key[0], sums[r][p][0]);
+                sums[r][p][1] = s.mul_add(q, key[1], sums[r][p][1]);
+            });
+        });
     }
     sums
 }
@@ -603,6 +698,8 @@ struct Mix<'a, E> {
     values: &'a [E],
     dim: usize,
     seen: Range<usize>,
+    /// What is read after the values.
+    next: &'a [u8],
 }
 
 impl<E: Element> Mix<'_, E> {
@@ -612,7 +709,7 @@ impl<E: Element> Mix<'_, E> {
         if !seen.is_empty() {
             let weights = &self.weights[row..=row];
             let sums = &mut sums[row * self.dim..][..self.dim];
-            Mix { weights, seen, ..*self }.rows::<S, 1, 8>(s, sums);
+            Mix { weights, seen, next: &[], ..*self }.rows::<S, 1, 8>(s, sums);
         }
     }
 
@@ -634,6 +731,8 @@ impl<E: Element> Mix<'_, E> {
     fn rows<S: Simd, const R: usize, const V: usize>(&self, s: S, sums: &mut [f32]) {
         let mut at = 0;
         while at + V * LANES <= self.dim {
+            let share = self.next.len() / self.dim;
+            s.prefetch(&self.next[at * share..(at + V * LANES) * share]);
             self.strip::<S, R, V>(s, at, sums);
             at += V * LANES;
         }
@@ -663,33 +762,31 @@ impl<E: Element> Mix<'_, E> {
     /// For `R` queries and the elements from `at` on.
     #[inline(always)]
     fn strip<S: Simd, const R: usize, const V: usize>(&self, s: S, at: usize, sums: &mut [f32]) {
-        // Only with so many rows as the type says does the compiler unroll the loop and keep the sums in registers.
+        let place = |r: usize| r * self.dim + at..r * self.dim + at + V * LANES;
         let weights = self.weights.first_chunk::<R>().expect("weights of each query");
         let mut totals = [[s.splat(0.0); V]; R];
-        for (totals, sums) in totals.iter_mut().zip(sums.chunks_exact(self.dim)) {
-            for (total, sum) in totals.iter_mut().zip(sums[at..].as_chunks::<LANES>().0) {
-                *total = s.load(sum);
-            }
-        }
-        assert!(self.seen.end <= BLOCK);
-        for p in self.seen.clone() {
-            let values = self.values[p * self.dim + at..][..V * LANES].as_chunks::<LANES>().0;
+        unroll!(r in 0..R => {
+            let sums = sums[place(r)].as_chunks::<LANES>().0;
+            unroll!(v in 0..V => { totals[r][v] = s.load(&sums[v]); });
+        });
+        let end = self.seen.end;
+        assert!(end <= BLOCK && end * self.dim <= self.values.len());
+        assert!(at + V * LANES <= self.dim, "elements of values");
+        for p in self.seen.start..end {
+            // SAFETY: the row of each place is inside, and the elements are inside the row.
+            let values =
+                unsafe { &*self.values.as_ptr().add(p * self.dim + at).cast::<[[E; LANES]; V]>() };
             let mut value = [s.splat(0.0); V];
-            for (value, from) in value.iter_mut().zip(values) {
-                *value = E::load(s, from);
-            }
-            for (totals, weights) in totals.iter_mut().zip(weights) {
-                let weight = s.splat(weights[p]);
-                for (total, value) in totals.iter_mut().zip(value) {
-                    *total = s.mul_add(weight, value, *total);
-                }
-            }
+            unroll!(v in 0..V => { value[v] = E::load(s, &values[v]); });
+            unroll!(r in 0..R => {
+                let weight = s.splat(weights[r][p]);
+                unroll!(v in 0..V => { totals[r][v] = s.mul_add(weight, value[v], totals[r][v]); });
+            });
         }
-        for (totals, sums) in totals.iter().zip(sums.chunks_exact_mut(self.dim)) {
-            for (total, sum) in totals.iter().zip(sums[at..].as_chunks_mut::<LANES>().0) {
-                s.store(*total, sum);
-            }
-        }
+        unroll!(r in 0..R => {
+            let sums = sums[place(r)].as_chunks_mut::<LANES>().0;
+            unroll!(v in 0..V => { s.store(totals[r][v], &mut sums[v]); });
+        });
     }
 }
 

@@ -59,6 +59,10 @@ pub(crate) trait Simd: Copy {
     /// To the nearest, ties to even.
     fn store_f16(self, v: Self::F, to: &mut [f16; LANES]);
 
+    /// Asks for values that will be read soon, where the instruction set can.
+    #[inline(always)]
+    fn prefetch<T>(self, _soon: &[T]) {}
+
     /// The lanes as an array.
     #[inline(always)]
     fn lanes(self, v: Self::F) -> [f32; LANES] {
@@ -272,6 +276,16 @@ mod avx2 {
 
     impl Simd for Avx2 {
         type F = __m256;
+
+        #[inline(always)]
+        fn prefetch<T>(self, soon: &[T]) {
+            const LINE: usize = 64;
+            for at in (0..size_of_val(soon)).step_by(LINE) {
+                // SAFETY: a prefetch of any address is allowed; this one is inside the slice.
+                unsafe { _mm_prefetch::<_MM_HINT_T0>(soon.as_ptr().cast::<i8>().add(at)) };
+            }
+        }
+
         intrinsics! {
             splat(x: f32) -> __m256 = _mm256_set1_ps(x);
             load(from: &[f32; LANES]) -> __m256 = _mm256_loadu_ps(from.as_ptr());
