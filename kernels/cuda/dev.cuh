@@ -18,6 +18,10 @@ constexpr int PAGE = 64;
 DEV u32 shared_address(const void *p) { return (u32)__cvta_generic_to_shared(p); }
 DEV void block_sync() { __syncthreads(); }
 DEV float shuffle_xor(float v, int m) { return __shfl_xor_sync(0xffffffffu, v, m); }
+DEV u64 shuffle_xor(u64 v, int m) { return __shfl_xor_sync(0xffffffffu, v, m); }
+// The lanes of the warp for which `v` is true, a bit each.
+DEV u32 lanes_where(bool v) { return __ballot_sync(0xffffffffu, v); }
+DEV u32 count_bits(u32 x) { return (u32)__popc(x); }
 DEV float infinity() { return __int_as_float(0x7f800000); }
 DEV float as_float(u32 x) { return __uint_as_float(x); }
 DEV u32 as_bits(float x) { return __float_as_uint(x); }
@@ -86,6 +90,23 @@ DEV Words load_words(const void *p) {
                : "l"(__cvta_generic_to_global(p)));
   return v;
 }
+
+// Two f16 in a word.
+DEV u32 half2_sub(u32 a, u32 b) { u32 d; asm("sub.rn.f16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b)); return d; }
+DEV u32 half2_mul(u32 a, u32 b) { u32 d; asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b)); return d; }
+
+// A word of a value and its index that is the larger, the larger the value, then the smaller the index: floats as
+// integers that order the same way. A NaN comes first; no key is 0.
+DEV u64 sort_key(float v, u32 index) {
+  u32 bits = as_bits(v);
+  bits = v != v ? 0xffffffffu : bits >> 31 ? ~bits : bits | 0x80000000u;
+  return (u64)bits << 32 | (u32)~index;
+}
+DEV float sort_value(u64 key) {
+  u32 bits = (u32)(key >> 32);
+  return as_float(bits == 0xffffffffu ? 0x7fffffffu : bits >> 31 ? bits & 0x7fffffffu : ~bits);
+}
+DEV u32 sort_index(u64 key) { return ~(u32)key; }
 
 // The element types of weights and caches. `store` rounds to nearest, ties to even; `pack` puts the first value
 // in the low half; `mma` adds a 16x16 by 16x8 product.

@@ -11,7 +11,7 @@ mod packed;
 pub use attention::{AttendArgs, CHUNK, PAGE, attend, max_shared, page_bytes, partial_len, store};
 pub use launch::{Args, Launch};
 pub use matmul::{MAX_GEMV, Matmul, matmul, round, rounded_bytes};
-pub use packed::{MAX_PACKED, Packed, PackedMatmul, embed_packed, matmul_packed, widened_bytes};
+pub use packed::{Packed, PackedMatmul, embed_packed, matmul_packed};
 
 use crate::cpu::elementwise::{Activation, Rope, RopeStyle};
 

@@ -1,8 +1,8 @@
 //! Products and rows of weights in 8 and 4 bits, in the panels that [`crate::cpu::pack`] makes.
 
 use super::matmul::in_steps;
-use super::{Args, Element, Launch, MAX_GEMV, Matmul, THREADS, matmul, rows};
-use crate::packed::PANEL;
+use super::{Args, Element, Launch, rounded_bytes, rows};
+use crate::packed::{PANEL, Q4_GROUP, Q8_GROUP};
 
 /// Formats of packed weights for which there are kernels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -13,10 +13,6 @@ pub enum Packed {
     Q4,
 }
 
-/// Most tokens that read the packed weights themselves, [`MAX_GEMV`] at a time. For more the weights are widened once:
-/// reading them, writing f16 and reading that is as many bytes as four reads of q8.
-pub const MAX_PACKED: usize = 4 * MAX_GEMV;
-
 /// One product with packed weights.
 #[derive(Debug, Clone, Copy)]
 pub struct PackedMatmul {
@@ -26,9 +22,7 @@ pub struct PackedMatmul {
     pub w: u64,
     /// Address of the f32 inputs `[n, cols]`.
     pub x: u64,
-    /// Address of [`widened_bytes`] bytes for the weights as f16; not used where that is 0.
-    pub wide: u64,
-    /// Address of the inputs as f16 `[n, cols]`; not read where [`widened_bytes`] is 0.
+    /// Address of the inputs as f16 `[n, cols]`, where [`rounded_bytes`] is not 0 for them; else not read.
     pub rounded: u64,
     /// Address of the f32 outputs `[n, rows]`.
     pub out: u64,
@@ -40,41 +34,35 @@ pub struct PackedMatmul {
     pub cols: usize,
 }
 
-/// Bytes of the weights as f16 where a product of this shape goes through the tensor cores; else 0.
-#[must_use]
-pub fn widened_bytes(n: usize, rows: usize, cols: usize) -> usize {
-    if n > MAX_PACKED && cols.is_multiple_of(8) { 2 * rows * cols } else { 0 }
-}
-
-/// `out[t] = w · x[t]`.
+/// `out[t] = w · x[t]`. Few tokens read the f32 inputs; many go through the tensor cores, with weights that become f16
+/// on their way to them.
 #[must_use]
 pub fn matmul_packed(m: &PackedMatmul) -> Vec<Launch> {
-    if widened_bytes(m.n, m.rows, m.cols) > 0 {
-        let dense = Matmul {
-            element: Element::F16,
-            w: m.wide,
-            x: m.x,
-            rounded: m.rounded,
-            out: m.out,
-            n: m.n,
-            rows: m.rows,
-            cols: m.cols,
-        };
-        let mut launches = matmul(&dense);
-        launches.insert(0, widen(m));
-        return launches;
+    if rounded_bytes(Element::F16, m.n, m.cols) > 0 {
+        return vec![gemm(m)];
     }
     in_steps(m.n, |first, n| gemv(m, first, n))
 }
 
-fn widen(m: &PackedMatmul) -> Launch {
+/// Rows of the tiles of many tokens.
+pub(super) const TILE_ROWS: usize = 128;
+
+/// Shared memory of the tiles of many tokens: two stages of 64 tokens and of a group of 64 columns of 8 panels.
+pub(super) fn tile_shared(format: Packed) -> u32 {
+    match format {
+        Packed::Q8 => 2 * (64 * 160 + 8 * Q8_GROUP as u32),
+        Packed::Q4 => 2 * (64 * 192 + 8 * Q4_GROUP as u32),
+    }
+}
+
+fn gemm(m: &PackedMatmul) -> Launch {
     let kernel = match m.format {
-        Packed::Q8 => "widen_q8",
-        Packed::Q4 => "widen_q4",
+        Packed::Q8 => "gemm_q8",
+        Packed::Q4 => "gemm_q4",
     };
-    let grid = [m.rows as u32, (m.cols as u32).div_ceil(THREADS), 1];
-    let args = Args::new().ptr(m.w).ptr(m.wide).u32(m.cols);
-    Launch { kernel, grid, block: THREADS, shared: 0, args }
+    let grid = [m.rows.div_ceil(TILE_ROWS) as u32, m.n.div_ceil(64) as u32, 1];
+    let args = Args::new().ptr(m.w).ptr(m.rounded).ptr(m.out).u32(m.n).u32(m.rows).u32(m.cols);
+    Launch { kernel, grid, block: 128, shared: tile_shared(m.format), args }
 }
 
 /// The product for `n` tokens from `first` on.

@@ -31,7 +31,10 @@ def dynamic_shared(name):
     if decode:
         heads, dim = int(decode[1]), 128
         return 4 * heads * (dim + 256 + 128 * 8)
-    return 3 * (64 + 128) * 80 if name in ("gemm_f16", "gemm_bf16") else 0
+    packed = re.fullmatch(r"(?:experts_)?gemm_(q[48])", name)
+    if packed:
+        return 2 * (64 * 160 + 8 * 1088) if packed[1] == "q8" else 2 * (64 * 192 + 8 * 576)
+    return 3 * (64 + 128) * 80 if re.fullmatch(r"(experts_)?gemm_b?f16", name) else 0
 
 
 def measure(ptxas, chip, path):

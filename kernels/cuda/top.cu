@@ -7,13 +7,6 @@
 constexpr int SPAN = 1024;
 constexpr int THREADS = 512;
 
-// Larger values first, then smaller indices: floats as integers that order the same way.
-DEV u64 sort_key(float v, u32 index) {
-  u32 bits = as_bits(v);
-  bits = v != v ? 0xffffffffu : bits >> 31 ? ~bits : bits | 0x80000000u;
-  return (u64)bits << 32 | (u32)~index;
-}
-
 // values [n], indices [n] or null (then a value's index is its place) → the k largest of each span.
 KERNEL __launch_bounds__(THREADS) top_k(const float *values, const u32 *indices, u32 n, u32 k, float *out_values, u32 *out_indices) {
   __shared__ u64 keys[SPAN];
@@ -37,10 +30,8 @@ KERNEL __launch_bounds__(THREADS) top_k(const float *values, const u32 *indices,
   block_sync();
   for (u32 i = threadIdx.x; i < k; i += THREADS) {
     u64 key = keys[i];
-    u32 bits = (u32)(key >> 32);
-    bits = bits == 0xffffffffu ? 0x7fffffffu : bits >> 31 ? bits & 0x7fffffffu : ~bits;
     // A short span is filled up with the smallest value and no index.
-    out_values[(u64)blockIdx.x * k + i] = i < count ? as_float(bits) : -infinity();
-    out_indices[(u64)blockIdx.x * k + i] = i < count ? ~(u32)key : 0xffffffffu;
+    out_values[(u64)blockIdx.x * k + i] = i < count ? sort_value(key) : -infinity();
+    out_indices[(u64)blockIdx.x * k + i] = i < count ? sort_index(key) : 0xffffffffu;
   }
 }

@@ -10,28 +10,14 @@ use super::{Notes, Opened, Placement, Request, on_cpu};
 use crate::cache::{Runtime, State};
 use crate::error::{Error, ErrorKind, Result};
 use crate::nn::graph::{Graph, Rows};
-use crate::ops::{Cuda, Format, KvFormat, cuda};
+use crate::ops::{Cuda, KvFormat, cuda};
 
 /// Opens CUDA device `number`, or the first one that the kernels run on, if it can take the model.
 fn find(request: &Request, number: Option<usize>) -> Result<Cuda> {
     let device = Cuda::new(number)?;
     device.check_supported(&request.architecture, request.kv)?;
-    let mut estimate = request.estimate;
-    if matches!(request.stored, Format::Q8 | Format::Q4) {
-        estimate.buffers += widest(request);
-    }
-    estimate.check_room(&device.name(), device.room()?, &request.estimates)?;
+    request.estimate.check_room(&device.name(), device.room()?, &request.estimates)?;
     Ok(device)
-}
-
-/// Bytes of the largest matrix in f16: prompts pass weights of 8 and 4 bits in that form. The head is not among them, for
-/// it meets few tokens at once.
-fn widest(request: &Request) -> u64 {
-    let vocab = request.architecture.vocab;
-    let is_matrix = |shape: &[usize]| shape.len() == 2 && shape[0] != vocab;
-    let shapes = request.checkpoint.tensors().map(|tensor| &tensor.shape[..]);
-    let bytes = |shape: &[usize]| 2 * shape.iter().product::<usize>() as u64;
-    shapes.filter(|shape| is_matrix(shape)).map(bytes).max().unwrap_or(0)
 }
 
 /// Where the model would run on CUDA device `number`.

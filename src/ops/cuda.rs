@@ -45,8 +45,6 @@ pub struct Cuda {
 struct Scratch {
     /// Inputs rounded to the type of the weights.
     rounded: Option<Memory>,
-    /// Weights of 8 and 4 bits as f16.
-    wide: Option<Memory>,
     /// Attention over single chunks of the sequence.
     partial: Option<Memory>,
     /// Ids, rows and factors from the host.

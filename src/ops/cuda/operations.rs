@@ -10,7 +10,7 @@ use tramontane_kernels::cuda::{
 use tramontane_models::spec::{Activation, RopeStyle};
 
 use super::weight::Layout;
-use super::{Cuda, CudaBuffer, CudaKv, CudaWeight, MAX_HEAD, Scratch, at_least, too_wide};
+use super::{Cuda, CudaBuffer, CudaKv, CudaWeight, MAX_HEAD, at_least, too_wide};
 use crate::checkpoint::TensorData;
 use crate::error::Result;
 use crate::ops::cpu::kernel_activation;
@@ -116,7 +116,7 @@ impl Ops for Cuda {
                 self.gpu.launch(&kernels::round(element, x.at(), rounded, n * w.cols))?;
                 ready = Some(element);
             }
-            for launch in self.product(&mut scratch, w, [x.at(), rounded, out.at()], n)? {
+            for launch in product(w, [x.at(), rounded, out.at()], n) {
                 self.gpu.launch(&launch)?;
             }
         }
@@ -278,33 +278,27 @@ impl Ops for Cuda {
 fn rounding(w: &CudaWeight, n: usize) -> (Element, usize) {
     match w.layout {
         Layout::Dense(element) => (element, kernels::rounded_bytes(element, n, w.cols)),
-        Layout::Packed(_) if kernels::widened_bytes(n, w.rows, w.cols) == 0 => (Element::F16, 0),
         Layout::Packed(_) => (Element::F16, kernels::rounded_bytes(Element::F16, n, w.cols)),
     }
 }
 
-impl Cuda {
-    /// The launches of `out[t] = w · x[t]`, where the inputs have been rounded as [`rounding`] says.
-    fn product(
-        &self,
-        scratch: &mut Scratch,
-        w: &CudaWeight,
-        [x, rounded, out]: [u64; 3],
-        n: usize,
-    ) -> Result<Vec<Launch>> {
-        let (from, rows, cols) = (w.memory.address(), w.rows, w.cols);
-        Ok(match w.layout {
-            Layout::Dense(element) => {
-                kernels::matmul(&Matmul { element, w: from, x, rounded, out, n, rows, cols })
-            }
-            Layout::Packed(format) => {
-                let bytes = kernels::widened_bytes(n, rows, cols);
-                let wide = at_least(&self.gpu, &mut scratch.wide, bytes)?.address();
-                let product =
-                    PackedMatmul { format, w: from, x, wide, rounded, out, n, rows, cols };
-                kernels::matmul_packed(&product)
-            }
-        })
+/// The launches of `out[t] = w · x[t]`, where the inputs have been rounded as [`rounding`] says.
+fn product(w: &CudaWeight, [x, rounded, out]: [u64; 3], n: usize) -> Vec<Launch> {
+    let (from, rows, cols) = (w.memory.address(), w.rows, w.cols);
+    match w.layout {
+        Layout::Dense(element) => {
+            kernels::matmul(&Matmul { element, w: from, x, rounded, out, n, rows, cols })
+        }
+        Layout::Packed(format) => kernels::matmul_packed(&PackedMatmul {
+            format,
+            w: from,
+            x,
+            rounded,
+            out,
+            n,
+            rows,
+            cols,
+        }),
     }
 }
 

@@ -1,6 +1,6 @@
 //! Arithmetic of one lane: conversions, rounding, comparisons, byte permutes.
 
-use crate::op::{Cmp, Int, MathF, Num, Round};
+use crate::op::{BinF, Cmp, Int, MathF, Num, Round};
 
 /// Extends the low bits of a word as its type says.
 #[inline(always)]
@@ -91,6 +91,25 @@ pub(crate) fn math(op: MathF, x: f32) -> f32 {
         MathF::Rsqrt => 1.0 / x.sqrt(),
         MathF::Tanh => x.tanh(),
     }
+}
+
+/// An operation on two pairs of binary16. Sums and products in f32 hold more than twice the digits, so rounding them
+/// once more gives what rounding once would.
+#[inline(always)]
+pub(crate) fn half2(op: BinF, x: u32, y: u32) -> u32 {
+    let one = |x: u32, y: u32| {
+        let (x, y) = (f16_to_f32(x), f16_to_f32(y));
+        f32_to_f16(match op {
+            BinF::Add => x + y,
+            BinF::Sub => x - y,
+            BinF::Mul => x * y,
+            BinF::Div => x / y,
+            BinF::Min => x.min(y),
+            BinF::Max => x.max(y),
+            BinF::CopySign => y.copysign(x),
+        })
+    };
+    one(x & 0xFFFF, y & 0xFFFF) | one(x >> 16, y >> 16) << 16
 }
 
 /// A comparison of floats.
@@ -276,6 +295,14 @@ mod tests {
         assert_eq!(exp2(f32::NEG_INFINITY), 0.0);
         assert_eq!(exp2(f32::INFINITY), f32::INFINITY);
         assert!(exp2(f32::NAN).is_nan());
+    }
+
+    #[test]
+    fn halves_in_pairs() {
+        // 1.5 - 2 and 3 · -1024, then 1024 + 128 + 5 with its bias taken away.
+        assert_eq!(half2(BinF::Sub, 0x3E00_3E00, 0x4000_3E00), 0xB800_0000);
+        assert_eq!(half2(BinF::Mul, 0x4200_0000, 0xE400_0000), 0xEA00_0000);
+        assert_eq!(half2(BinF::Sub, 0x6485_6400, 0x6480_6480), 0x4500_D800);
     }
 
     #[test]

@@ -64,6 +64,10 @@ impl Warp {
             }
             Alu::MadWide { signed, d, a, b, c } => self.mad_wide(signed, [d, a, b, c], mask),
             Alu::Float2 { op, d, a, b } => self.float2(op, [d, a, b], mask),
+            Alu::Half2 { op, d, a, b } => {
+                let (x, y) = (self.word(a), self.word(b));
+                self.set32(d, mask, |i| alu::half2(op, x[i], y[i]));
+            }
             Alu::Fma { d, a, b, c } => self.fma([d, a, b, c], mask),
             Alu::Math { op, d, a } => {
                 let x = self.word(a);

@@ -362,6 +362,13 @@ pub(crate) enum Alu {
         a: Reg,
         b: Reg,
     },
+    /// Two f16 in each word.
+    Half2 {
+        op: BinF,
+        d: Reg,
+        a: Reg,
+        b: Reg,
+    },
     Fma {
         d: Reg,
         a: Reg,

@@ -227,10 +227,24 @@ const MUTANTS: &[Mutant] = &[
         caught: WRONG,
     },
     Mutant {
-        what: "widen: one column past the end of a row",
-        kernel: "widen_q4",
-        change: |p| nudged(p, 2, 1),
-        probe: widen_q4,
+        what: "packed gemm: no barrier between stages",
+        kernel: "gemm_q4",
+        change: |p| without(p, "bar.sync", 0),
+        probe: gemm_q4,
+        caught: "SharedRace",
+    },
+    Mutant {
+        what: "packed gemm: does not wait for the stage it reads",
+        kernel: "gemm_q4",
+        change: |p| p.replace("wait_group 0", "wait_group 1"),
+        probe: gemm_q4,
+        caught: "InFlight",
+    },
+    Mutant {
+        what: "packed gemm: reads one token past the end",
+        kernel: "gemm_q4",
+        change: |p| nudged(p, 3, 1),
+        probe: gemm_q4,
         caught: "GlobalBounds",
     },
     Mutant {
@@ -427,7 +441,7 @@ fn gemv_q4(gpu: &Gpu<'_>) {
     packed(gpu, Packed::Q4, MatmulCase { n: 1, rows: 39, cols: 320 });
 }
 
-fn widen_q4(gpu: &Gpu<'_>) {
+fn gemm_q4(gpu: &Gpu<'_>) {
     packed(gpu, Packed::Q4, MatmulCase { n: 40, rows: 39, cols: 320 });
 }
 

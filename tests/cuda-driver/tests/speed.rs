@@ -48,17 +48,7 @@ impl Token {
     fn product(&mut self, format: Format, rows: usize, cols: usize) {
         let (w, x, rounded, out, n) = (0, 0, 0, 0, 1);
         let packed = |format| {
-            cuda::matmul_packed(&PackedMatmul {
-                format,
-                w,
-                x,
-                wide: 0,
-                rounded,
-                out,
-                n,
-                rows,
-                cols,
-            })
+            cuda::matmul_packed(&PackedMatmul { format, w, x, rounded, out, n, rows, cols })
         };
         let dense = |element| cuda::matmul(&Matmul { element, w, x, rounded, out, n, rows, cols });
         let launches = match format {

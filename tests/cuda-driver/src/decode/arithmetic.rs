@@ -9,6 +9,16 @@ impl Decoder<'_> {
         if ty == "pred" {
             return self.logic(name, a);
         }
+        let half2 = match parts {
+            ["add", "rn", "f16x2"] => Some(BinF::Add),
+            ["sub", "rn", "f16x2"] => Some(BinF::Sub),
+            ["mul", "rn", "f16x2"] => Some(BinF::Mul),
+            _ => None,
+        };
+        if let Some(op) = half2 {
+            let (d, x) = (self.dest(a[0], Class::Word)?, self.word(a[1])?);
+            return Ok(Op::Alu(Alu::Half2 { op, d, a: x, b: self.word(a[2])? }));
+        }
         if parts.contains(&"sat")
             || parts.contains(&"f16x2")
             || ty == "f64"

@@ -36,17 +36,15 @@ pub(crate) fn matmul_on(
     reference::matmul(&w, rows, cols, &x, &mut want);
     let mut tolerance = case.tolerance();
     let at = gpu.floats(&x);
-    let (wide, rounded) = if cuda::widened_bytes(n, rows, cols) > 0 {
+    let room = cuda::rounded_bytes(Element::F16, n, cols);
+    let rounded = gpu.empty(room);
+    if room > 0 {
         // Weights and inputs lose half a unit of 11 bits.
         tolerance += 10.0 / 2048.0 * (cols as f32).sqrt();
-        let rounded = gpu.empty(2 * n * cols);
         gpu.run(&[cuda::round(Element::F16, at, rounded, n * cols)]);
-        (gpu.empty(cuda::widened_bytes(n, rows, cols)), rounded)
-    } else {
-        (0, 0)
-    };
+    }
     let (w, out) = (gpu.bytes(&bytes), gpu.empty(4 * want.len()));
-    let m = PackedMatmul { format, w, x: at, wide, rounded, out, n, rows, cols };
+    let m = PackedMatmul { format, w, x: at, rounded, out, n, rows, cols };
     gpu.run(&cuda::matmul_packed(&m));
     (gpu.read(out, want.len()), want, tolerance)
 }
