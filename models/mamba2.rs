@@ -42,9 +42,11 @@ pub(crate) fn describe(c: &Config) -> Result<Architecture, ConfigError> {
         "rescale_prenorm_residual",
         "residual_in_fp32",
         "time_step_floor",
+        "time_step_init_scheme",
         "time_step_max",
         "time_step_min",
         "time_step_rank",
+        "time_step_scale",
     ]);
     let n_layers = llama::below(c, "num_hidden_layers", llama::MAX_LAYERS)?;
     Ok(Architecture {
@@ -139,6 +141,12 @@ fn mamba(c: &Config, hidden: usize, eps: f32) -> Result<Mamba, ConfigError> {
     if expand * hidden as f64 != mamba.inner() as f64 {
         return Err(ConfigError::bad(format!(
             "`expand` is {expand}, but `num_heads` times `head_dim` is {} and `hidden_size` {hidden}: the configuration contradicts itself",
+            mamba.inner()
+        )));
+    }
+    if let Some(n) = c.maybe_count("intermediate_size")?.filter(|n| *n != mamba.inner()) {
+        return Err(ConfigError::bad(format!(
+            "`intermediate_size` is {n}, but `num_heads` times `head_dim` is {}: the configuration contradicts itself",
             mamba.inner()
         )));
     }

@@ -19,6 +19,9 @@ enum Of {
     AllBut(&'static [&'static str]),
 }
 
+/// The models of Mamba-2 alone, whose class reads other keys than that of Nemotron-H.
+const MAMBA: &[&str] = &["mamba2", "mamba2_one_group"];
+
 /// Numbers that change no logit: the end of their path, the tiny models of which this is true, and why.
 const WITHOUT_EFFECT: &[(&str, Of, &str)] = &[
     ("attention_dropout", Of::All, "acts in training only"),
@@ -41,10 +44,13 @@ const WITHOUT_EFFECT: &[(&str, Of, &str)] = &[
     ("n_positions", Of::Only(&["gptj"]), "how long a text may be: it has no table of positions"),
     ("num_logits_to_keep", Of::All, "how much the reference returns"),
     ("chunk_size", Of::All, "how a prompt is cut, not what comes out"),
-    ("expand", Of::All, "the reference goes by the heads"),
+    ("expand", Of::AllBut(MAMBA), "the reference goes by the heads"),
     ("time_step_floor", Of::All, "how time steps were initialised"),
     ("time_step_max", Of::All, "how time steps were initialised"),
-    ("time_step_limit.0", Of::All, "the reference goes by `time_step_min`"),
+    ("time_step_limit.0", Of::AllBut(MAMBA), "the reference goes by `time_step_min`"),
+    ("time_step_min", Of::Only(MAMBA), "the reference goes by `time_step_limit`"),
+    ("time_step_rank", Of::All, "is of the first Mamba"),
+    ("time_step_scale", Of::All, "how time steps were initialised"),
     ("max_window_layers", Of::All, "`use_sliding_window` is false"),
     ("sliding_window", Of::Only(&["qwen2"]), "`use_sliding_window` is false"),
     ("no_rope_layer_interval", Of::All, "`no_rope_layers` lists the layers"),

@@ -171,3 +171,13 @@ fn a_continued_text_keeps_its_first_space() {
     let json = model.stdout(&["generate", "--ids", &id, "--temp", "0", "-q", "--json"]);
     assert_eq!(serde_json::from_str::<Value>(&json).unwrap()["text"], "b c");
 }
+
+/// Mamba-Codestral's configuration says that the unknown token ends a text; its tokenizer knows better.
+#[test]
+fn where_the_unknown_token_is_to_end_a_text_the_tokenizer_is_asked() {
+    let model = scripted::Model::new(&scripted::bytes(&NAMES), &["a", "b", "</s>", "c"]);
+    model.folder.set("eos_token_id", 0.into());
+    model.folder.write("tokenizer_config.json", r#"{"eos_token": "</s>"}"#);
+    let args = ["generate", "a", "--temp", "0", "-q", "-n", "3"];
+    assert_eq!(model.stdout(&args), "ab\n");
+}

@@ -1,4 +1,4 @@
-//! The logits and greedy ids of tramontane are those of transformers: 43 tiny models of `tests/data/logits`,
+//! The logits and greedy ids of tramontane are those of transformers: 47 tiny models of `tests/data/logits`,
 //! in both spellings of their configuration, and the built-in model.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -29,10 +29,10 @@ macro_rules! golden {
 golden! {
     bloom deepseek_v3 falcon_11b falcon_40b falcon_7b falcon_rw_alibi gpt2 gptj helium llama3_rope llama_biases
     llama_gqa_sharded llama_headdim_mqa llama_mha llama_rope_dynamic llama_rope_linear llama_rope_yarn
-    llama_theta20m llama_tied ministral3_fp8_tensor ministral3_realrope ministral3_yarn ministral_interleaved
+    llama_theta20m llama_tied mamba2 mamba2_one_group ministral3_fp8_tensor ministral3_realrope ministral3_yarn ministral_interleaved
     mistral3_ministral3 mistral3_mistral mistral4_mla_moe mistral_bf16 mistral_f16 mistral_fp8_block
     mistral_fp8_block128_partial mistral_nemo_headdim mistral_nemo_native mistral_v01_swa mistral_v03
-    mistral_v03_native mixtral nemotron nemotron_h_mlp nemotron_h_moe olmo2 qwen2 qwen3 smollm3
+    mistral_v03_native mixtral nemotron nemotron_h_mlp nemotron_h_moe olmo2 qwen2 qwen3 rw_40b rw_7b smollm3
 }
 
 #[test]

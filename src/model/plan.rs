@@ -210,7 +210,9 @@ fn eos_ids(
         architecture.eos.iter().chain(&defaults.eos_token_ids).copied().collect();
     if let Some(tokenizer) = tokenizer {
         eos.extend(chat.iter().flat_map(|chat| chat.stop_tokens(tokenizer)));
-        if eos.is_empty() {
+        // Mamba-Codestral's configuration names the unknown token, which ends nothing.
+        let unknown = tokenizer.id("<unk>");
+        if eos.iter().all(|id| Some(*id) == unknown) {
             eos.extend(tokenizer.eos_id());
         }
     }

@@ -66,7 +66,7 @@ fn tokenizer(controls: &[&str], vocab: &serde_json::Map<String, Value>, rest: Va
 
 /// A folder with the model, and the program that runs it.
 pub(crate) struct Model {
-    folder: Folder,
+    pub(crate) folder: Folder,
     tokenizer: Tokenizer,
 }
 
