@@ -120,6 +120,68 @@ const fn attention(
     }
 }
 
+/// A mixture of experts: `n` tokens of width `hidden`.
+#[derive(Clone, Copy, Debug)]
+pub struct ExpertsCase {
+    /// Tokens.
+    pub n: usize,
+    /// Experts.
+    pub n_experts: usize,
+    /// Experts of a token.
+    pub n_active: usize,
+    /// Inputs.
+    pub hidden: usize,
+    /// Inner width of an expert.
+    pub inner: usize,
+    /// Groups of experts, and how many of them may be chosen from.
+    pub groups: Option<(usize, usize)>,
+    /// Whether scores are a softmax over all experts; else the sigmoid of each.
+    pub softmax: bool,
+    /// Whether something is added to the scores for the choice.
+    pub correction: bool,
+    /// Whether a token's weights are divided by their sum.
+    pub normalised: bool,
+}
+
+/// Mixtures with every kind of choice, with experts that no token uses and experts that most do.
+pub const EXPERTS: &[ExpertsCase] = &[
+    experts(1, 8, 2, 64, 48),
+    experts(3, 4, 4, 40, 24),
+    experts(7, 5, 1, 33, 19),
+    experts(9, 8, 2, 64, 136),
+    experts(70, 3, 2, 72, 40),
+    experts(12, 40, 3, 33, 20),
+    ExpertsCase {
+        softmax: false,
+        correction: true,
+        groups: Some((4, 2)),
+        ..experts(2, 16, 4, 32, 8)
+    },
+    ExpertsCase { softmax: false, groups: Some((8, 3)), ..experts(20, 64, 8, 24, 16) },
+    ExpertsCase { softmax: false, correction: true, ..experts(130, 33, 6, 16, 24) },
+    ExpertsCase { normalised: false, correction: true, ..experts(5, 100, 40, 16, 8) },
+];
+
+const fn experts(
+    n: usize,
+    n_experts: usize,
+    n_active: usize,
+    hidden: usize,
+    inner: usize,
+) -> ExpertsCase {
+    ExpertsCase {
+        n,
+        n_experts,
+        n_active,
+        hidden,
+        inner,
+        groups: None,
+        softmax: true,
+        correction: false,
+        normalised: true,
+    }
+}
+
 /// Numbers that are the same on every machine.
 #[derive(Clone, Debug)]
 pub struct Numbers(u64);

@@ -2,6 +2,7 @@
 
 use half::{bf16, f16};
 
+use crate::cases::ExpertsCase;
 use crate::cpu::attention::{Attention, BLOCK, KvBlock, KvView};
 use crate::cpu::elementwise::{Activation, Rope, RopeStyle};
 use crate::cpu::mamba::{Mamba, Weights};
@@ -161,6 +162,48 @@ fn cached<'a>(
 ) -> (&'a KvBlock, usize, usize) {
     let place = p - kv.first;
     (&kv.blocks[place / BLOCK], head / (a.n_heads / a.n_kv_heads), place % BLOCK)
+}
+
+/// The experts of one token by number, and their weights times `factor`: `outputs` are the router's, one for each expert,
+/// `correction` is as long or empty. Equal ranks go to the lower number.
+pub fn route(
+    case: &ExpertsCase,
+    outputs: &[f32],
+    correction: &[f32],
+    factor: f32,
+) -> Vec<(usize, f32)> {
+    let top = outputs.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = outputs.iter().map(|x| f64::from(x - top).exp()).sum();
+    let score = |x: &f32| {
+        let x = f64::from(*x);
+        if case.softmax { (x - f64::from(top)).exp() / sum } else { 1.0 / (1.0 + (-x).exp()) }
+    };
+    let scores: Vec<f64> = outputs.iter().map(score).collect();
+    let correction = |e: usize| correction.get(e).map_or(0.0, |c| f64::from(*c));
+    let mut ranks: Vec<f64> = scores.iter().enumerate().map(|(e, s)| s + correction(e)).collect();
+    let best = |ranks: &[f64], n: usize| {
+        let mut order: Vec<usize> = (0..ranks.len()).collect();
+        order.sort_by(|a, b| ranks[*b].total_cmp(&ranks[*a]));
+        order.truncate(n);
+        order
+    };
+    if let Some((n_groups, n_open)) = case.groups {
+        let size = ranks.len() / n_groups;
+        let two_best = |group: &[f64]| best(group, 2).into_iter().map(|e| group[e]).sum();
+        let sums: Vec<f64> = ranks.chunks_exact(size).map(two_best).collect();
+        let open = best(&sums, n_open);
+        for (group, ranks) in ranks.chunks_exact_mut(size).enumerate() {
+            if !open.contains(&group) {
+                ranks.fill(f64::NEG_INFINITY);
+            }
+        }
+    }
+    let mut chosen = best(&ranks, case.n_active);
+    chosen.sort_unstable();
+    let sum: f64 = chosen.iter().map(|e| scores[*e]).sum();
+    let divisor = if case.normalised { sum } else { 1.0 };
+    let weight = |e: usize| (e, (scores[e] / divisor * f64::from(factor)) as f32);
+    chosen.into_iter().map(weight).collect()
 }
 
 /// Packed weights as f32, `[rows, cols]`, element by element from their bytes.

@@ -6,7 +6,10 @@ use super::{Args, Element, Launch, flat};
 pub const MAX_GEMV: usize = 8;
 
 /// Rows of a block of the matrix-vector kernels: four warps of two rows.
-const GEMV_ROWS: u32 = 8;
+pub(super) const GEMV_ROWS: u32 = 8;
+
+/// Shared memory of the tiles of 16-bit weights: three stages of 64 + 128 rows of 80 bytes.
+pub(super) const TILE_SHARED: u32 = 3 * (64 + 128) * 80;
 
 /// One matrix product.
 #[derive(Debug, Clone, Copy)]
@@ -99,8 +102,7 @@ fn gemm(m: &Matmul) -> Launch {
             args: args(m.x),
         };
     }
-    // Three stages of 64 + 128 rows of 80 bytes.
-    let shared = 3 * (64 + 128) * 80;
     let kernel = m.element.pick("", "gemm_f16", "gemm_bf16");
-    Launch { kernel, grid: tiles(128, 64), block: 128, shared, args: args(m.rounded) }
+    let args = args(m.rounded);
+    Launch { kernel, grid: tiles(128, 64), block: 128, shared: TILE_SHARED, args }
 }

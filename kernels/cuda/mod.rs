@@ -4,11 +4,16 @@
 //! are those of the device; shapes and types are written at each function. `n` counts tokens.
 
 mod attention;
+mod experts;
 mod launch;
 mod matmul;
 mod packed;
 
 pub use attention::{AttendArgs, CHUNK, PAGE, attend, max_shared, page_bytes, partial_len, store};
+pub use experts::{
+    Choice, ExpertsMatmul, MAX_ACTIVE, MAX_EXPERTS, Pairs, Weights, combine, experts_matmul,
+    in_tiles, rounding, route, sort_pairs,
+};
 pub use launch::{Args, Launch};
 pub use matmul::{MAX_GEMV, Matmul, matmul, round, rounded_bytes};
 pub use packed::{Packed, PackedMatmul, embed_packed, matmul_packed};
@@ -16,10 +21,11 @@ pub use packed::{Packed, PackedMatmul, embed_packed, matmul_packed};
 use crate::cpu::elementwise::{Activation, Rope, RopeStyle};
 
 /// The committed PTX, a file for each source.
-const PTX: [&str; 7] = [
+const PTX: [&str; 8] = [
     include_str!("ptx/attend_decode.ptx"),
     include_str!("ptx/attend_prefill.ptx"),
     include_str!("ptx/elementwise.ptx"),
+    include_str!("ptx/experts.ptx"),
     include_str!("ptx/matmul.ptx"),
     include_str!("ptx/norm.ptx"),
     include_str!("ptx/packed.ptx"),

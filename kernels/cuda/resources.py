@@ -31,6 +31,8 @@ def dynamic_shared(name):
     if decode:
         heads, dim = int(decode[1]), 128
         return 4 * heads * (dim + 256 + 128 * 8)
+    if name == "route":
+        return 20 * 256
     packed = re.fullmatch(r"(?:experts_)?gemm_(q[48])", name)
     if packed:
         return 2 * (64 * 160 + 8 * 1088) if packed[1] == "q8" else 2 * (64 * 192 + 8 * 576)
@@ -81,7 +83,7 @@ def main():
             table.setdefault(name, {"shared": shared})[chip] = cell
     print("# Resources of the CUDA kernels\n")
     print("Written by `build.sh`: registers of a thread / resident warps as a share of what the chip can hold.")
-    print("Shared memory in bytes, static and dynamic, decode at a head width of 128. No kernel spills registers.\n")
+    print("Shared memory in bytes, static and dynamic, decode at a head width of 128, route of 256 experts. No kernel spills registers.\n")
     print("| kernel | threads | shared | " + " | ".join(CHIPS) + " |")
     print("|---|--:|--:|" + "--:|" * len(CHIPS))
     for name in sorted(table):

@@ -9,14 +9,16 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use super::{Notes, Opened, Placement, Request, on_cpu};
 use crate::cache::{Runtime, State};
 use crate::error::{Error, ErrorKind, Result};
-use crate::nn::graph::{Graph, Rows};
+use crate::nn::graph::{CHUNK, Graph, Rows};
 use crate::ops::{Cuda, KvFormat, cuda};
 
 /// Opens CUDA device `number`, or the first one that the kernels run on, if it can take the model.
 fn find(request: &Request, number: Option<usize>) -> Result<Cuda> {
     let device = Cuda::new(number)?;
     device.check_supported(&request.architecture, request.kv)?;
-    request.estimate.check_room(&device.name(), device.room()?, &request.estimates)?;
+    let mut estimate = request.estimate;
+    estimate.buffers += Cuda::scratch_bytes(&request.architecture, CHUNK);
+    estimate.check_room(&device.name(), device.room()?, &request.estimates)?;
     Ok(device)
 }
 

@@ -16,6 +16,8 @@ use crate::ops::Ops;
 pub struct Experts<D: Ops> {
     router: Linear<D>,
     choice: Choice,
+    /// The experts as the device takes them all at once, if it does.
+    together: Option<D::Experts>,
     experts: Vec<Dense<D>>,
     shared: Option<Dense<D>>,
     hidden: usize,
@@ -65,12 +67,14 @@ impl<D: Ops> Experts<D> {
         let dense = spec::Dense { inner: spec.inner, activation: spec.activation, bias: false };
         let parts = Parts { gate: Part::ExpertGate, up: Part::ExpertUp, down: Part::ExpertDown };
         let load = |expert| Dense::load(l, At { expert, ..at }, &dense, spec.gated, parts);
-        let experts = (0..spec.n_experts).map(load).collect::<Result<_>>()?;
+        let experts: Vec<_> = (0..spec.n_experts).map(load).collect::<Result<_>>()?;
+        let matrices: Vec<_> = experts.iter().map(Dense::matrices).collect();
+        let together = l.device().experts(spec, &correction, &matrices)?;
         let parts = Parts { gate: Part::SharedGate, up: Part::SharedUp, down: Part::SharedDown };
         let load = |dense| Dense::load(l, at, dense, spec.gated, parts);
         let shared = spec.shared.as_ref().map(load).transpose()?;
         let choice = Choice { router: spec.router.clone(), n_active: spec.n_active, correction };
-        Ok(Self { router, choice, experts, shared, hidden })
+        Ok(Self { router, choice, together, experts, shared, hidden })
     }
 
     /// The experts' results for `n` tokens; `x` and `out` are `[n, hidden]`.
@@ -88,6 +92,27 @@ impl<D: Ops> Experts<D> {
         out: &mut D::Buffer,
     ) -> Result<()> {
         self.router.forward(d, x, n, &mut s.scores)?;
+        match &self.together {
+            Some(experts) => d.mix_experts(experts, &s.scores, x, n, out)?,
+            None => self.one_by_one(d, x, n, s, mlp, out)?,
+        }
+        if let Some(shared) = &self.shared {
+            shared.forward(d, x, n, mlp, &mut s.result)?;
+            d.add(&s.result, out, n * self.hidden)?;
+        }
+        Ok(())
+    }
+
+    /// Chooses on the host, and runs each expert on the tokens that use it.
+    fn one_by_one(
+        &self,
+        d: &D,
+        x: &D::Buffer,
+        n: usize,
+        s: &mut Scratch<D>,
+        mlp: &mut mlp::Scratch<D>,
+        out: &mut D::Buffer,
+    ) -> Result<()> {
         let mut outputs = vec![0.0; n * self.experts.len()];
         d.read(&s.scores, 0, &mut outputs)?;
         let tokens = self.assign(&outputs);
@@ -99,10 +124,6 @@ impl<D: Ops> Experts<D> {
             d.gather(x, self.hidden, rows, &mut s.chosen)?;
             expert.forward(d, &s.chosen, rows.len(), mlp, &mut s.result)?;
             d.scatter_add(&s.result, self.hidden, rows, factors, out)?;
-        }
-        if let Some(shared) = &self.shared {
-            shared.forward(d, x, n, mlp, &mut s.result)?;
-            d.add(&s.result, out, n * self.hidden)?;
         }
         Ok(())
     }

@@ -46,6 +46,12 @@ impl<D: Ops> Linear<D> {
         Ok(Self { weight: l.table(part, at, [rows, cols])?, bias: None, rows })
     }
 
+    /// The matrix.
+    #[must_use]
+    pub fn weight(&self) -> &D::Weight {
+        &self.weight
+    }
+
     /// `out[t] = w[ids[t]]`: the matrix as an embedding.
     ///
     /// # Errors

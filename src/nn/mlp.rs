@@ -159,6 +159,17 @@ impl<D: Ops> Dense<D> {
         })
     }
 
+    /// The gate's matrix if there is one, that to the inner width, and that back.
+    #[must_use]
+    pub fn matrices(&self) -> Vec<&D::Weight> {
+        match self {
+            Self::Gated(Gated { gate_proj, up_proj, down_proj, .. }) => {
+                vec![gate_proj.weight(), up_proj.weight(), down_proj.weight()]
+            }
+            Self::Plain(plain) => vec![plain.up_proj.weight(), plain.down_proj.weight()],
+        }
+    }
+
     /// The MLP of `n` tokens; `x` and `out` are `[n, hidden]`.
     ///
     /// # Errors

@@ -25,7 +25,7 @@ use tramontane_models::spec::{self, Activation, Mixer, RopeStyle};
 use crate::checkpoint::TensorData;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ops::{
-    AttendShape, Blocks, Format, Heads, KvShape, MambaWeights, NormWeight, Ops, Rotation,
+    AttendShape, Blocks, Format, Heads, KvShape, MambaWeights, NoExperts, NormWeight, Ops, Rotation,
 };
 
 pub use kv::CpuKv;
@@ -163,6 +163,7 @@ impl Ops for Cpu {
     type Weight = CpuWeight;
     type Kv = CpuKv;
     type State = CpuState;
+    type Experts = NoExperts;
 
     fn buffer(&self, len: usize) -> Result<Vec<f32>> {
         let mut buffer = Vec::new();

@@ -4,6 +4,7 @@
 //! their format, the cache is made of pages. One stream does everything in order; the host waits only when it reads.
 
 mod driver;
+mod experts;
 mod kv;
 mod operations;
 mod selftest;
@@ -15,7 +16,7 @@ use std::time::Instant;
 
 use tramontane_kernels::cuda as kernels;
 use tramontane_models::Architecture;
-use tramontane_models::spec::Attention;
+use tramontane_models::spec::{Attention, Mlp};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::nn::graph::check_mixers;
@@ -23,6 +24,7 @@ use crate::ops::{Cpu, Format, KvFormat, NormWeight};
 
 pub use driver::{DeviceInfo, devices, has_driver};
 use driver::{Gpu, Memory};
+pub use experts::CudaExperts;
 pub use kv::CudaKv;
 pub use weight::CudaWeight;
 
@@ -49,6 +51,7 @@ struct Scratch {
     partial: Option<Memory>,
     /// Ids, rows and factors from the host.
     host: [Option<Memory>; 2],
+    experts: experts::Scratch,
     /// ALiBi slopes that were seen, and where they are.
     slopes: Vec<(Vec<f32>, Memory)>,
 }
@@ -146,6 +149,17 @@ impl Cuda {
             Some(shape) => Err(too_wide(shape.head_dim)),
             None => Ok(()),
         }
+    }
+
+    /// Bytes that the operations use while `n` tokens pass, besides the buffers of the graph: those of experts.
+    #[must_use]
+    pub fn scratch_bytes(architecture: &Architecture, n: usize) -> u64 {
+        let mlps = architecture.layers.iter().filter_map(|layer| layer.mlp.as_ref());
+        let bytes = |mlp: &Mlp| match mlp {
+            Mlp::Experts(spec) => experts::bytes(spec, n, architecture.hidden),
+            Mlp::Gated(_) | Mlp::Plain(_) => 0,
+        };
+        mlps.map(bytes).max().unwrap_or(0) as u64
     }
 
     /// Where `slopes` are on the device.

@@ -216,6 +216,10 @@ impl Recurrent for NoState {
     }
 }
 
+/// The experts of devices that run each by itself: there is no value of it.
+#[derive(Debug, Clone, Copy)]
+pub enum NoExperts {}
+
 /// The keys and values of one layer and one sequence. A clone shares blocks until one of the two changes them.
 pub trait Kv: Send + Clone {
     /// Forgets every position from `len` on. `false` if positions before it that would still be
@@ -237,6 +241,8 @@ pub trait Ops: Sized + Send + Sync + 'static {
     type Kv: Kv;
     /// What a recurrent layer remembers of one sequence; [`NoState`] where no such layer runs.
     type State: Recurrent;
+    /// The experts of one layer that the device runs together; [`NoExperts`] where it runs each by itself.
+    type Experts: Send + Sync;
 
     /// A buffer of `len` zeros.
     fn buffer(&self, len: usize) -> Result<Self::Buffer>;
@@ -390,6 +396,31 @@ pub trait Ops: Sized + Send + Sync + 'static {
         factors: &[f32],
         x: &mut Self::Buffer,
     ) -> Result<()>;
+    /// Prepares the experts of a layer for [`Ops::mix_experts`], or `None` where each must be run by itself. `correction`
+    /// is `[n_experts]` or empty; `matrices` are for each expert gate (where there is one), up and down, and must live
+    /// as long as what is returned.
+    fn experts(
+        &self,
+        spec: &spec::Experts,
+        correction: &[f32],
+        matrices: &[Vec<&Self::Weight>],
+    ) -> Result<Option<Self::Experts>> {
+        let _ = (spec, correction, matrices);
+        Ok(None)
+    }
+    /// Chooses experts for each of `n` tokens by the router's `outputs`, `[n, n_experts]`, and writes their results for
+    /// `x`, weighted and summed in the order of the experts, to `out`; both are `[n, hidden]`.
+    fn mix_experts(
+        &self,
+        experts: &Self::Experts,
+        outputs: &Self::Buffer,
+        x: &Self::Buffer,
+        n: usize,
+        out: &mut Self::Buffer,
+    ) -> Result<()> {
+        let _ = (experts, outputs, x, n, out);
+        Err(unavailable("experts together"))
+    }
     /// Copies blocks: the `i`-th block of `out` is block `i / repeat` of `x`. Latent attention needs it.
     fn copy_blocks(&self, blocks: &Blocks, x: &Self::Buffer, out: &mut Self::Buffer) -> Result<()> {
         let _ = (blocks, x, out);

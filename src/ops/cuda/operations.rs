@@ -7,10 +7,10 @@ use tramontane_kernels::cpu::elementwise as element;
 use tramontane_kernels::cuda::{
     self as kernels, AttendArgs, Element, Launch, Matmul, PackedMatmul,
 };
-use tramontane_models::spec::{Activation, RopeStyle};
+use tramontane_models::spec::{self, Activation, RopeStyle};
 
 use super::weight::Layout;
-use super::{Cuda, CudaBuffer, CudaKv, CudaWeight, MAX_HEAD, at_least, too_wide};
+use super::{Cuda, CudaBuffer, CudaExperts, CudaKv, CudaWeight, MAX_HEAD, at_least, too_wide};
 use crate::checkpoint::TensorData;
 use crate::error::Result;
 use crate::ops::cpu::kernel_activation;
@@ -21,6 +21,7 @@ impl Ops for Cuda {
     type Weight = CudaWeight;
     type Kv = CudaKv;
     type State = NoState;
+    type Experts = CudaExperts;
 
     fn buffer(&self, len: usize) -> Result<CudaBuffer> {
         let memory = self.gpu.alloc(4 * len)?;
@@ -121,6 +122,26 @@ impl Ops for Cuda {
             }
         }
         Ok(())
+    }
+
+    fn experts(
+        &self,
+        spec: &spec::Experts,
+        correction: &[f32],
+        matrices: &[Vec<&CudaWeight>],
+    ) -> Result<Option<CudaExperts>> {
+        self.experts_of(spec, correction, matrices)
+    }
+
+    fn mix_experts(
+        &self,
+        experts: &CudaExperts,
+        outputs: &CudaBuffer,
+        x: &CudaBuffer,
+        n: usize,
+        out: &mut CudaBuffer,
+    ) -> Result<()> {
+        self.mix(experts, outputs, x, n, out)
     }
 
     fn add_bias(

@@ -104,6 +104,15 @@ impl<'a> Gpu<'a> {
     }
 }
 
+#[allow(dead_code, reason = "not every test needs it")]
+impl Gpu<'_> {
+    /// Reads `n` u32 that must have been written.
+    #[track_caller]
+    pub(crate) fn numbers(&self, at: u64, n: usize) -> Vec<u32> {
+        self.read(at, n).into_iter().map(f32::to_bits).collect()
+    }
+}
+
 /// Values as they lie in memory.
 pub(crate) fn encode(element: Element, values: &[f32]) -> Vec<u8> {
     match element {

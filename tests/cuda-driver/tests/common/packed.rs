@@ -23,6 +23,7 @@ pub(crate) fn pack_as(format: Packed, w: &[f32], rows: usize, cols: usize) -> (V
 }
 
 /// The product of a case on the device, on the reference, and how far the two may be apart.
+#[allow(dead_code, reason = "not every test needs it")]
 pub(crate) fn matmul_on(
     gpu: &Gpu<'_>,
     case: MatmulCase,
