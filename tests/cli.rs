@@ -194,11 +194,16 @@ fn environment_variables_stand_for_flags() {
             ("TRAMONTANE_MAX_TOKENS", "2"),
             ("TRAMONTANE_TEMP", "0"),
             ("TRAMONTANE_IGNORE_EOS", "true"),
+            ("TRAMONTANE_QUIET", "1"),
+            ("TRAMONTANE_VERBOSE", ""),
         ])
         .output()
         .unwrap();
     let json: Value = serde_json::from_str(&stdout(&output)).unwrap();
     assert_eq!(json["usage"]["completion_tokens"], 2);
+    assert_eq!(stderr(&output), "");
+    let off = tramontane(&["inspect", "--tensors"]).env("TRAMONTANE_JSON", "0").output().unwrap();
+    assert!(stdout(&off).starts_with("model"), "{}", stderr(&off));
 }
 
 #[test]

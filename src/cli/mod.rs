@@ -25,9 +25,11 @@ mod template;
 mod tokenize;
 mod verify;
 
+use std::ffi::OsStr;
 use std::process::ExitCode;
 
-use clap::{CommandFactory as _, Parser, Subcommand};
+use clap::builder::{FalseyValueParser, Resettable};
+use clap::{ArgAction, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use tramontane::error::Result;
 use tramontane::{Error, ErrorKind};
 
@@ -93,7 +95,8 @@ enum Command {
 /// Runs the command that the arguments name.
 pub(crate) fn run() -> Result<ExitCode> {
     signals::exit_on_interrupt();
-    let cli = match Cli::try_parse() {
+    let parsed = command().try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches));
+    let cli = match parsed {
         Ok(cli) => cli,
         Err(e) => return usage(&e),
     };
@@ -113,8 +116,41 @@ pub(crate) fn run() -> Result<ExitCode> {
         Command::List(args) => list::run(args),
         Command::Verify(args) => verify::run(args),
         Command::Doctor(args) => doctor::run(args),
-        Command::Completions(args) => completions::run(args, Cli::command()),
+        Command::Completions(args) => completions::run(args, command()),
     }
+}
+
+/// The command line, in which each flag has its environment variable.
+fn command() -> clap::Command {
+    Cli::command().mut_subcommands(|command| command.mut_args(with_variable))
+}
+
+/// Gives a flag the variable that follows from its name.
+fn with_variable(arg: clap::Arg) -> clap::Arg {
+    let switch = matches!(arg.get_action(), ArgAction::SetTrue);
+    let value = matches!(arg.get_action(), ArgAction::Set | ArgAction::Append);
+    let arg = match arg.get_long() {
+        Some(long) if arg.get_env().is_none() && (switch || value) => {
+            let name = format!("TRAMONTANE_{}", long.replace('-', "_").to_uppercase());
+            // Kept until the program ends, as the command line itself is.
+            let name: &'static str = name.leak();
+            arg.env(name)
+        }
+        _ => arg,
+    };
+    match arg.get_env() {
+        // A variable that switches nothing on is none: flags must not conflict with it.
+        Some(name) if switch && std::env::var_os(name).is_some_and(|value| is_off(&value)) => {
+            arg.env(Resettable::Reset)
+        }
+        _ if switch => arg.value_parser(FalseyValueParser::new()),
+        _ => arg,
+    }
+}
+
+/// Whether the value of a variable means no. Everything else means yes.
+fn is_off(value: &OsStr) -> bool {
+    ["", "0", "f", "false", "n", "no", "off"].iter().any(|off| value.eq_ignore_ascii_case(off))
 }
 
 /// Prints what clap has to say: help and version are success, everything else is a usage error.
@@ -135,4 +171,26 @@ fn stdout_error(e: std::io::Error) -> Error {
 pub(crate) fn is_closed_pipe(e: &Error) -> bool {
     let source = std::error::Error::source(e).and_then(|s| s.downcast_ref::<std::io::Error>());
     source.is_some_and(|s| s.kind() == std::io::ErrorKind::BrokenPipe)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_flag_has_the_variable_of_its_name() {
+        for command in command().get_subcommands() {
+            for arg in command.get_arguments().filter(|arg| arg.get_id() != "help") {
+                let Some(long) = arg.get_long().filter(|long| *long != "version") else { continue };
+                let name = format!("TRAMONTANE_{}", long.replace('-', "_").to_uppercase());
+                let place = format!("{} --{long}", command.get_name());
+                assert_eq!(arg.get_env().and_then(|env| env.to_str()), Some(&*name), "{place}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_command_line_is_sound() {
+        command().debug_assert();
+    }
 }
