@@ -1,5 +1,7 @@
 //! The shapes, types and tolerances with which the kernels of every instruction set and device are tested and timed.
 
+use crate::cpu::mamba::Mamba;
+
 /// A matmul: `n` tokens through `[rows, cols]` weights.
 #[derive(Clone, Copy, Debug)]
 pub struct MatmulCase {
@@ -179,6 +181,29 @@ const fn experts(
         softmax: true,
         correction: false,
         normalised: true,
+    }
+}
+
+/// Mamba-2 mixers: the smallest there is, a plain one, one with rests everywhere, and one with a wide state.
+pub const MAMBA: &[Mamba] =
+    &[mamba(1, 1, 1, 1, 1), mamba(8, 8, 2, 16, 4), mamba(6, 50, 3, 13, 3), mamba(4, 20, 1, 130, 4)];
+
+const fn mamba(
+    n_heads: usize,
+    head_dim: usize,
+    n_groups: usize,
+    state_dim: usize,
+    conv_width: usize,
+) -> Mamba {
+    Mamba {
+        n_heads,
+        head_dim,
+        n_groups,
+        state_dim,
+        conv_width,
+        step_min: 0.2,
+        step_max: 1.5,
+        eps: 1e-5,
     }
 }
 

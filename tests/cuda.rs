@@ -108,10 +108,10 @@ macro_rules! golden {
 golden! {
     bloom falcon_11b falcon_40b falcon_7b falcon_rw_alibi gpt2 gptj helium llama3_rope llama_biases
     llama_gqa_sharded llama_headdim_mqa llama_mha llama_rope_dynamic llama_rope_linear llama_rope_yarn
-    llama_theta20m llama_tied ministral3_fp8_tensor ministral3_realrope ministral3_yarn ministral_interleaved
+    llama_theta20m llama_tied mamba2 mamba2_one_group ministral3_fp8_tensor ministral3_realrope ministral3_yarn ministral_interleaved
     mistral3_ministral3 mistral3_mistral mistral_bf16 mistral_f16 mistral_fp8_block
     mistral_fp8_block128_partial mistral_nemo_headdim mistral_nemo_native mistral_v01_swa mistral_v03
-    mistral_v03_native mixtral nemotron olmo2 qwen2 qwen3 smollm3
+    mistral_v03_native mixtral nemotron nemotron_h_mlp nemotron_h_moe olmo2 qwen2 qwen3 smollm3
 }
 
 fn check(name: &str) {
@@ -297,12 +297,9 @@ fn too_little_memory_names_the_format_that_fits() {
 
 #[test]
 fn families_without_a_kernel_are_named_and_run_on_the_cpu() {
-    for (name, says) in [
-        ("deepseek_v3", "latent attention"),
-        ("mistral4_mla_moe", "latent attention"),
-        ("nemotron_h_mlp", "recurrent layers"),
-        ("nemotron_h_moe", "recurrent layers"),
-    ] {
+    for (name, says) in
+        [("deepseek_v3", "latent attention"), ("mistral4_mla_moe", "latent attention")]
+    {
         let folder = folder(name);
         let args = ["generate", "-m", folder.to_str().unwrap(), "--ids", "1,2,3", "-n", "4"];
         let args = [&args[..], &["--temp", "0", "--ignore-eos", "--json"]].concat();

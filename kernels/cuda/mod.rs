@@ -6,6 +6,7 @@
 mod attention;
 mod experts;
 mod launch;
+mod mamba;
 mod matmul;
 mod packed;
 
@@ -15,17 +16,19 @@ pub use experts::{
     in_tiles, rounding, route, sort_pairs,
 };
 pub use launch::{Args, Launch};
+pub use mamba::{MAX_CONV_WIDTH, MAX_STATE_DIM, MambaWeights, mamba};
 pub use matmul::{MAX_GEMV, Matmul, matmul, round, rounded_bytes};
 pub use packed::{Packed, PackedMatmul, embed_packed, matmul_packed};
 
 use crate::cpu::elementwise::{Activation, Rope, RopeStyle};
 
 /// The committed PTX, a file for each source.
-const PTX: [&str; 8] = [
+const PTX: [&str; 9] = [
     include_str!("ptx/attend_decode.ptx"),
     include_str!("ptx/attend_prefill.ptx"),
     include_str!("ptx/elementwise.ptx"),
     include_str!("ptx/experts.ptx"),
+    include_str!("ptx/mamba.ptx"),
     include_str!("ptx/matmul.ptx"),
     include_str!("ptx/norm.ptx"),
     include_str!("ptx/packed.ptx"),

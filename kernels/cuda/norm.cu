@@ -1,21 +1,9 @@
 // RMSNorm (arXiv:1910.07467) and LayerNorm (arXiv:1607.06450), one block of 256 threads for each row.
 // `add` (may be null) is added to x first, and the sum is written back: the residual stream. The mean and then the
 // squares are summed in two passes, which costs a second read from the cache and no digits.
-#include "dev.cuh"
+#include "block.cuh"
 
 constexpr int THREADS = 256;
-
-// The sum of `v` over the block, the same on every thread; the order of additions is fixed.
-DEV float block_sum(float v, float *scratch) {
-  v = warp_sum(v);
-  block_sync();
-  if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = v;
-  block_sync();
-  float sum = 0.f;
-#pragma unroll
-  for (int w = 0; w < THREADS / 32; w++) sum += scratch[w];
-  return sum;
-}
 
 KERNEL __launch_bounds__(THREADS)
 norm_rows(const float *add, float *x, const float *weight, const float *bias, float *out, u32 width, float eps, u32 centred) {
@@ -30,13 +18,13 @@ norm_rows(const float *add, float *x, const float *weight, const float *bias, fl
     }
     sum += v;
   }
-  float mean = centred ? block_sum(sum, scratch) / (float)width : 0.f;
+  float mean = centred ? block_sum<THREADS>(sum, scratch) / (float)width : 0.f;
   float squares = 0.f;
   for (u32 i = threadIdx.x; i < width; i += THREADS) {
     float v = x[row + i] - mean;
     squares += v * v;
   }
-  float scale = 1.f / square_root(block_sum(squares, scratch) / (float)width + eps);
+  float scale = 1.f / square_root(block_sum<THREADS>(squares, scratch) / (float)width + eps);
   for (u32 i = threadIdx.x; i < width; i += THREADS) {
     float v = (x[row + i] - mean) * scale * weight[i];
     out[row + i] = bias ? v + bias[i] : v;

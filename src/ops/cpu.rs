@@ -459,7 +459,8 @@ impl Ops for Cpu {
     }
 }
 
-fn kernel_mamba(shape: &spec::Mamba) -> mamba::Mamba {
+/// The shape as the kernels of every device take it.
+pub(super) fn kernel_mamba(shape: &spec::Mamba) -> mamba::Mamba {
     mamba::Mamba {
         n_heads: shape.n_heads,
         head_dim: shape.head_dim,

@@ -6,6 +6,7 @@
 mod driver;
 mod experts;
 mod kv;
+mod mamba;
 mod operations;
 mod selftest;
 mod weight;
@@ -26,6 +27,7 @@ pub use driver::{DeviceInfo, devices, has_driver};
 use driver::{Gpu, Memory};
 pub use experts::CudaExperts;
 pub use kv::CudaKv;
+pub use mamba::CudaState;
 pub use weight::CudaWeight;
 
 /// Widest head that the kernels take.

@@ -202,20 +202,6 @@ pub trait Recurrent: Send + Clone {
     fn bytes(&self) -> u64;
 }
 
-/// The recurrent state of devices that have none: there is no value of it.
-#[derive(Debug, Clone, Copy)]
-pub enum NoState {}
-
-impl Recurrent for NoState {
-    fn clear(&mut self) {
-        match *self {}
-    }
-
-    fn bytes(&self) -> u64 {
-        match *self {}
-    }
-}
-
 /// The experts of devices that run each by itself: there is no value of it.
 #[derive(Debug, Clone, Copy)]
 pub enum NoExperts {}
@@ -239,7 +225,7 @@ pub trait Ops: Sized + Send + Sync + 'static {
     type Weight: Send + Sync;
     /// Keys and values of one layer and one sequence.
     type Kv: Kv;
-    /// What a recurrent layer remembers of one sequence; [`NoState`] where no such layer runs.
+    /// What a recurrent layer remembers of one sequence.
     type State: Recurrent;
     /// The experts of one layer that the device runs together; [`NoExperts`] where it runs each by itself.
     type Experts: Send + Sync;
@@ -274,17 +260,12 @@ pub trait Ops: Sized + Send + Sync + 'static {
     /// An empty key/value storage.
     fn kv(&self, shape: KvShape) -> Result<Self::Kv>;
 
-    /// Whether this device has the operations that `mixer` needs; by default those of plain attention only. A model
-    /// with another mixer is refused before its weights are read.
-    fn runs(&self, mixer: &Mixer) -> bool {
-        matches!(mixer, Mixer::Attention(_))
-    }
+    /// Whether this device has the operations that `mixer` needs. A model with another mixer is refused before its
+    /// weights are read.
+    fn runs(&self, mixer: &Mixer) -> bool;
 
     /// The state of a Mamba-2 layer before the first token.
-    fn state(&self, shape: &spec::Mamba) -> Result<Self::State> {
-        let _ = shape;
-        Err(unavailable("recurrent layers"))
-    }
+    fn state(&self, shape: &spec::Mamba) -> Result<Self::State>;
 
     /// `x[t] = table[ids[t]]`; `table` is `[vocab, hidden]`, `x` `[n, hidden]`.
     fn embed(&self, table: &Self::Weight, ids: &[u32], x: &mut Self::Buffer) -> Result<()>;
@@ -438,10 +419,7 @@ pub trait Ops: Sized + Send + Sync + 'static {
         n: usize,
         state: &mut Self::State,
         out: &mut Self::Buffer,
-    ) -> Result<()> {
-        let _ = (shape, weights, x, n, state, out);
-        Err(unavailable("recurrent layers"))
-    }
+    ) -> Result<()>;
 }
 
 /// The error of an operation that a device does not have.

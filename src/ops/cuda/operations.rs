@@ -7,20 +7,23 @@ use tramontane_kernels::cpu::elementwise as element;
 use tramontane_kernels::cuda::{
     self as kernels, AttendArgs, Element, Launch, Matmul, PackedMatmul,
 };
-use tramontane_models::spec::{self, Activation, RopeStyle};
+use tramontane_models::spec::{self, Activation, Mixer, RopeStyle};
 
 use super::weight::Layout;
-use super::{Cuda, CudaBuffer, CudaExperts, CudaKv, CudaWeight, MAX_HEAD, at_least, too_wide};
+use super::{
+    Cuda, CudaBuffer, CudaExperts, CudaKv, CudaState, CudaWeight, MAX_HEAD, at_least, mamba,
+    too_wide,
+};
 use crate::checkpoint::TensorData;
 use crate::error::Result;
 use crate::ops::cpu::kernel_activation;
-use crate::ops::{AttendShape, Format, Heads, KvShape, NoState, NormWeight, Ops, Rotation};
+use crate::ops::{AttendShape, Format, Heads, KvShape, MambaWeights, NormWeight, Ops, Rotation};
 
 impl Ops for Cuda {
     type Buffer = CudaBuffer;
     type Weight = CudaWeight;
     type Kv = CudaKv;
-    type State = NoState;
+    type State = CudaState;
     type Experts = CudaExperts;
 
     fn buffer(&self, len: usize) -> Result<CudaBuffer> {
@@ -240,6 +243,30 @@ impl Ops for Cuda {
             self.gpu.launch(&launch)?;
         }
         Ok(())
+    }
+
+    fn runs(&self, mixer: &Mixer) -> bool {
+        match mixer {
+            Mixer::Attention(_) => true,
+            Mixer::Latent(_) => false,
+            Mixer::Mamba(shape) => mamba::fits(shape),
+        }
+    }
+
+    fn state(&self, shape: &spec::Mamba) -> Result<CudaState> {
+        Ok(CudaState::new(shape))
+    }
+
+    fn mamba(
+        &self,
+        shape: &spec::Mamba,
+        weights: &MambaWeights<CudaBuffer>,
+        x: &mut CudaBuffer,
+        n: usize,
+        state: &mut CudaState,
+        out: &mut CudaBuffer,
+    ) -> Result<()> {
+        self.recur(shape, weights, x, n, state, out)
     }
 
     fn gate(

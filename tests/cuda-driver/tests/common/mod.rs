@@ -71,6 +71,7 @@ impl<'a> Gpu<'a> {
         self.bytes(&values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<_>>())
     }
 
+    #[allow(dead_code, reason = "not every test needs it")]
     pub(crate) fn elements(&self, element: Element, values: &[f32]) -> u64 {
         self.bytes(&encode(element, values))
     }
@@ -123,6 +124,7 @@ pub(crate) fn encode(element: Element, values: &[f32]) -> Vec<u8> {
 }
 
 /// Values after they were rounded to a type.
+#[allow(dead_code, reason = "not every test needs it")]
 pub(crate) fn rounded(element: Element, values: &[f32]) -> Vec<f32> {
     let round = |&v: &f32| match element {
         Element::F32 => v,
