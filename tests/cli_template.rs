@@ -140,3 +140,45 @@ fn mistakes_are_named() {
     let (code, stderr) = failure(dir.path(), &[], &good);
     assert!(code == 1 && stderr.contains("syntax error in line 2"), "{stderr}");
 }
+
+/// What one step of a template may build is not counted in steps: time ends it, and before it has taken much memory.
+#[test]
+fn a_template_that_doubles_what_it_has_ends_before_memory_does() {
+    let double = |step: &str, end: &str| {
+        format!(
+            "{{% set ns = namespace(x=[1]) %}}{{% for i in range(40) %}}{{% set ns.x = {step} %}}{{% endfor %}}{{{{ {end} }}}}"
+        )
+    };
+    for text in [double("ns.x + ns.x", "ns.x | length"), double("[ns.x, ns.x]", "ns.x ~ ''")] {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("chat_template.jinja"), &text).unwrap();
+        std::fs::write(dir.path().join("messages.json"), r#"[{"role": "user", "content": "x"}]"#)
+            .unwrap();
+        let mut child = Command::new(env!("CARGO_BIN_EXE_tramontane"))
+            .args(["template", "--messages", "messages.json", "-m", "."])
+            .current_dir(dir.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut peak = 0;
+        while child.try_wait().unwrap().is_none() {
+            peak = peak.max(memory(child.id()));
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        let output = child.wait_with_output().unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert!(stderr.contains("does not come to an end"), "{text}: {stderr}");
+        assert_eq!(output.status.code(), Some(1), "{text}: {stderr}");
+        assert!(peak < 200_000_000, "{text}: {peak} bytes");
+    }
+}
+
+/// The most memory that a process has had so far, in bytes; 0 where the system does not tell.
+fn memory(process: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+    1024 * kib.unwrap_or(0)
+}

@@ -1,8 +1,13 @@
 //! Work of unknown length, on a thread that is watched.
 //!
 //! Fuel counts the steps of a template, but not what one step may cost: adding a list to itself costs one,
-//! however long the list has become. A deadline catches what fuel does not see, and a deep stack of its own
-//! carries what a template nests.
+//! however long the list has become, and so does writing out a list that holds itself many times over. A deadline
+//! catches what fuel does not see, and a deep stack of its own carries what a template nests.
+//!
+//! The deadline bounds memory, too, if loosely: a template that does nothing but double what it has comes to less than
+//! 100 MB until then. A real bound would need an engine that counts before it builds; minijinja lets its host count
+//! steps only. The thread that is left behind may go on to grow. It ends with the program, so the command line is
+//! safe; who renders templates of strangers in a process that stays should give them one of their own.
 
 use std::sync::{Arc, mpsc};
 use std::time::Duration;

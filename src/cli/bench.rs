@@ -28,7 +28,8 @@ use record::{Record, Test};
 /// -pg P,N runs both in one test.
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// Model: a folder, a *.safetensors file, or organisation/name[@revision]; nothing for the built-in one
+    /// Model: a folder, a *.safetensors file, organisation/name[@revision] or a short name of the catalogue; nothing for
+    /// the built-in one
     #[arg(short, long, env = "TRAMONTANE_MODEL", value_name = "MODEL")]
     model: Option<String>,
 

@@ -26,7 +26,8 @@ pub(super) struct Args {
     #[arg(long, env = "TRAMONTANE_MESSAGES", value_name = "FILE")]
     messages: Option<PathBuf>,
 
-    /// Model: a folder, a *.safetensors file, or organisation/name[@revision]; nothing for the built-in one
+    /// Model: a folder, a *.safetensors file, organisation/name[@revision] or a short name of the catalogue; nothing for
+    /// the built-in one
     #[arg(short, long, env = "TRAMONTANE_MODEL", value_name = "MODEL")]
     model: Option<String>,
 

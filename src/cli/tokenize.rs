@@ -25,7 +25,8 @@ pub(super) struct Args {
     #[arg(value_name = "TEXT", conflicts_with = "jsonl")]
     text: Option<String>,
 
-    /// Model: a folder, a *.safetensors file, or organisation/name[@revision]; nothing for the built-in one
+    /// Model: a folder, a *.safetensors file, organisation/name[@revision] or a short name of the catalogue; nothing for
+    /// the built-in one
     #[arg(short, long, env = "TRAMONTANE_MODEL", value_name = "MODEL")]
     model: Option<String>,
 

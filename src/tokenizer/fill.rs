@@ -193,8 +193,5 @@ fn without_marks() -> Error {
         others.join(", or ")
     ))
     .so("the model cannot be told what stands behind the gap")
-    .hint(
-        "a model for source code, such as codestral-22b (mistralai/Codestral-22B-v0.1) or \
-         mamba-codestral-7b (mistralai/Mamba-Codestral-7B-v0.1)",
-    )
+    .hint("a model that was made for it, such as codestral-22b (mistralai/Codestral-22B-v0.1)")
 }
