@@ -6,12 +6,18 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
+#[path = "common/tiny.rs"]
+#[expect(dead_code, reason = "each test file uses its part")]
+mod tiny;
+#[path = "common/variant.rs"]
+mod variant;
 
 use std::path::Path;
 use std::process::{Command, Output};
 
 use common::{Distance, Expected, folder};
 use tramontane::DeviceChoice;
+use variant::Tiny;
 
 const F32: Distance = Distance { max_abs: 1e-3, rel_l2: 5e-5 };
 const BF16: Distance = Distance { max_abs: 0.25, rel_l2: 3e-2 };
@@ -106,12 +112,12 @@ macro_rules! golden {
 }
 
 golden! {
-    bloom falcon_11b falcon_40b falcon_7b falcon_rw_alibi gpt2 gptj helium llama3_rope llama_biases
+    bloom deepseek_v3 falcon_11b falcon_40b falcon_7b falcon_rw_alibi gpt2 gptj helium llama3_rope llama_biases
     llama_gqa_sharded llama_headdim_mqa llama_mha llama_rope_dynamic llama_rope_linear llama_rope_yarn
     llama_theta20m llama_tied mamba2 mamba2_one_group ministral3_fp8_tensor ministral3_realrope ministral3_yarn ministral_interleaved
-    mistral3_ministral3 mistral3_mistral mistral_bf16 mistral_f16 mistral_fp8_block
+    mistral3_ministral3 mistral3_mistral mistral4_mla_moe mistral_bf16 mistral_f16 mistral_fp8_block
     mistral_fp8_block128_partial mistral_nemo_headdim mistral_nemo_native mistral_v01_swa mistral_v03
-    mistral_v03_native mixtral nemotron nemotron_h_mlp nemotron_h_moe olmo2 qwen2 qwen3 smollm3
+    mistral_v03_native mixtral nemotron nemotron_h_mlp nemotron_h_moe olmo2 qwen2 qwen3 rw_40b rw_7b smollm3
 }
 
 fn check(name: &str) {
@@ -295,23 +301,35 @@ fn too_little_memory_names_the_format_that_fits() {
     assert!(stderr(&output).contains("--format bf16, which needs 0.0"), "{}", stderr(&output));
 }
 
-#[test]
-fn families_without_a_kernel_are_named_and_run_on_the_cpu() {
-    for (name, says) in
-        [("deepseek_v3", "latent attention"), ("mistral4_mla_moe", "latent attention")]
-    {
-        let folder = folder(name);
-        let args = ["generate", "-m", folder.to_str().unwrap(), "--ids", "1,2,3", "-n", "4"];
-        let args = [&args[..], &["--temp", "0", "--ignore-eos", "--json"]].concat();
-        let (output, _) = run("on", &[&args[..], &["--device", "cuda"]].concat());
-        assert_eq!(output.status.code(), Some(2), "{name}: {}", stderr(&output));
-        assert!(stderr(&output).contains(says), "{name}: {}", stderr(&output));
-        let (output, _) = run("on", &args);
-        let (on_cpu, _) = run("on", &[&args[..], &["--device", "cpu"]].concat());
-        assert_eq!(json(&output)["token_ids"], json(&on_cpu)["token_ids"], "{name}");
-        let notes = notes(&output);
-        assert!(notes.len() == 1 && notes[0].contains(says), "{name}: {notes:?}");
+/// A model whose convolution is wider than the kernel takes: the same one, with weights of zero before the others.
+fn wide_convolution() -> std::path::PathBuf {
+    let mut tiny = Tiny::of("nemotron_h_mlp");
+    for tensor in &mut tiny.tensors {
+        if tensor.name.ends_with("conv1d.weight") {
+            let narrow = tensor.values();
+            tensor.shape[2] = 9;
+            tensor.fill(|i| if i % 9 < 5 { 0.0 } else { narrow[i / 9 * 4 + i % 9 - 5] });
+        }
     }
+    tiny.config["conv_kernel"] = 9.into();
+    tiny.write("wide-convolution")
+}
+
+#[test]
+fn a_model_without_a_kernel_is_named_and_runs_on_the_cpu() {
+    let folder = wide_convolution();
+    let expected = Expected::of("nemotron_h_mlp");
+    let ids = list(&expected.ids("input_ids_0"));
+    let args = ["generate", "-m", folder.to_str().unwrap(), "--ids", &ids, "-n", "4"];
+    let args = [&args[..], &["--temp", "0", "--ignore-eos", "--json"]].concat();
+    let (output, _) = run("on", &[&args[..], &["--device", "cuda"]].concat());
+    assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+    assert!(stderr(&output).contains("recurrent layers"), "{}", stderr(&output));
+    let (output, _) = run("on", &args);
+    let wanted = expected.ids("greedy_ids_0")[..4].to_vec();
+    assert_eq!(json(&output)["token_ids"], serde_json::json!(wanted));
+    let notes = notes(&output);
+    assert!(notes.len() == 1 && notes[0].contains("recurrent layers"), "{notes:?}");
 }
 
 #[test]

@@ -6,9 +6,10 @@
 struct Attend {
   const u64 *pages;
   const float *q;       // [n, heads, head_dim]
-  float *out;           // [n, heads, head_dim]
+  float *out;           // [n, heads, v_dim]
   const float *slopes;  // [heads], or null
-  u32 heads, kv_heads, head_dim;
+  u32 heads, kv_heads;
+  u32 head_dim, v_dim;  // width of a query or key, and of a value
   u32 n, start;         // the first query's position
   u32 window;           // positions seen, the own one included; 0 for all
   float scale;

@@ -20,20 +20,22 @@ template <class T> DEV void load_piece(const void *p, u64 at, int left, bool who
   }
 }
 
-// Grid: (chunks, kv_heads · slices of HEADS heads, n). `partial` [n, heads, chunks, head_dim + 2].
+// Grid: (chunks, kv_heads · slices of HEADS heads, n). `partial` [n, heads, chunks, v_dim + 2].
 template <class T, int HEADS> DEV void decode(const Attend &a, float *partial, u32 first_chunk) {
   DYNAMIC_SHARED(shared);
   const u32 group = a.heads / a.kv_heads, slices = (group + HEADS - 1) / HEADS;
   const u32 kv_head = blockIdx.y / slices, in_group = blockIdx.y % slices * HEADS, head0 = kv_head * group + in_group;
   const int used = smaller_int(HEADS, group - in_group);
   const u32 t = blockIdx.z, pos = a.start + t, dim = a.head_dim, pieces = (dim + 7) / 8;
-  const bool whole = dim % 8 == 0;
+  const u32 v_dim = a.v_dim, v_pieces = (v_dim + 7) / 8;
+  const bool whole = dim % 8 == 0, v_whole = v_dim % 8 == 0;
   const u32 chunk = first_chunk + blockIdx.x;
   const u32 lo = larger_int(chunk * CHUNK, first_seen(a, pos)), hi = smaller_int((chunk + 1) * CHUNK, pos + 1);
   float *queries = (float *)shared;            // [HEADS, pieces · 8]
   float *scores = queries + HEADS * pieces * 8;  // [HEADS, CHUNK]
-  float *sums = scores + HEADS * CHUNK;          // [THREADS / pieces, HEADS, pieces · 8]
-  const u64 value_offset = (u64)a.kv_heads * PAGE * dim, head_offset = (u64)kv_head * PAGE * dim;
+  float *sums = scores + HEADS * CHUNK;          // [THREADS / v_pieces, HEADS, v_pieces · 8]
+  const u64 head_offset = (u64)kv_head * PAGE * dim;
+  const u64 value_offset = (u64)a.kv_heads * PAGE * dim + (u64)kv_head * PAGE * v_dim;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
 
   for (u32 i = threadIdx.x; i < HEADS * pieces * 8; i += THREADS) {
@@ -88,14 +90,14 @@ template <class T, int HEADS> DEV void decode(const Attend &a, float *partial, u
     }
     sum = warp_sum(sum);
     if (lane == 0 && h < used) {
-      float *to = partial + (((u64)t * a.heads + head0 + h) * gridDim.x + blockIdx.x) * (dim + 2);
-      to[dim] = top;
-      to[dim + 1] = sum;
+      float *to = partial + (((u64)t * a.heads + head0 + h) * gridDim.x + blockIdx.x) * (v_dim + 2);
+      to[v_dim] = top;
+      to[v_dim + 1] = sum;
     }
   }
   block_sync();
 
-  const u32 walkers = THREADS / pieces, piece = threadIdx.x % pieces, walker = threadIdx.x / pieces;
+  const u32 walkers = THREADS / v_pieces, piece = threadIdx.x % v_pieces, walker = threadIdx.x / v_pieces;
   if (walker < walkers) {
     float acc[HEADS][8];
 #pragma unroll
@@ -105,7 +107,7 @@ template <class T, int HEADS> DEV void decode(const Attend &a, float *partial, u
     for (u32 key = lo + walker; key < hi; key += walkers) {
       const void *page = (const void *)a.pages[key / PAGE];
       float v[8];
-      load_piece<T>(page, value_offset + head_offset + (u64)(key % PAGE) * dim + piece * 8, dim - piece * 8, whole, v);
+      load_piece<T>(page, value_offset + (u64)(key % PAGE) * v_dim + piece * 8, v_dim - piece * 8, v_whole, v);
 #pragma unroll
       for (int h = 0; h < HEADS; h++) {
         float p = scores[h * CHUNK + key - chunk * CHUNK];
@@ -116,14 +118,14 @@ template <class T, int HEADS> DEV void decode(const Attend &a, float *partial, u
 #pragma unroll
     for (int h = 0; h < HEADS; h++)
 #pragma unroll
-      for (int e = 0; e < 8; e++) sums[((walker * HEADS + h) * pieces + piece) * 8 + e] = acc[h][e];
+      for (int e = 0; e < 8; e++) sums[((walker * HEADS + h) * v_pieces + piece) * 8 + e] = acc[h][e];
   }
   block_sync();
-  for (u32 i = threadIdx.x; i < used * dim; i += THREADS) {
-    u32 h = i / dim, d = i % dim;
+  for (u32 i = threadIdx.x; i < used * v_dim; i += THREADS) {
+    u32 h = i / v_dim, d = i % v_dim;
     float sum = 0.f;
-    for (u32 w = 0; w < walkers; w++) sum += sums[(w * HEADS + h) * pieces * 8 + d];
-    partial[(((u64)t * a.heads + head0 + h) * gridDim.x + blockIdx.x) * (dim + 2) + d] = sum;
+    for (u32 w = 0; w < walkers; w++) sum += sums[(w * HEADS + h) * v_pieces * 8 + d];
+    partial[(((u64)t * a.heads + head0 + h) * gridDim.x + blockIdx.x) * (v_dim + 2) + d] = sum;
   }
 }
 #define DECODE(NAME, T, HEADS) \

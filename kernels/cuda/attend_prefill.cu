@@ -6,7 +6,7 @@
 // one page of the cache. Rows in shared memory are 16 bytes longer than a head, an odd number of 16-byte pieces, so
 // the rows of an ldmatrix fall into different banks. The queries stay in registers. Scores are not capped here: models
 // that do so take attend_decode for everything.
-// Grid: (n / 64, heads). Shared memory: 4 · TILE · (2 · DIM + 16) bytes.
+// Grid: (n / 64, heads). Shared memory: 4 · TILE · (DIM + V_DIM + 16) bytes.
 #include "attend.cuh"
 
 constexpr int QUERIES = 64;
@@ -22,25 +22,27 @@ template <int DIM, int TILE> DEV void load_tile(u32 to, const u16 *rows, u32 pos
   }
 }
 
-template <class T, int DIM, int TILE> DEV void prefill(const Attend &a) {
+template <class T, int DIM, int V_DIM, int TILE> DEV void prefill(const Attend &a) {
   DYNAMIC_SHARED(shared);
   constexpr int PITCH = DIM * 2 + 16, TILE_BYTES = TILE * PITCH;
+  constexpr int V_PITCH = V_DIM * 2 + 16, V_BYTES = TILE * V_PITCH;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t4 = lane % 4;
   const u32 head = blockIdx.y, kv_head = head / (a.heads / a.kv_heads);
   const u32 row0 = blockIdx.x * QUERIES + warp * 16 + g;
   const u32 last = smaller_int(blockIdx.x * QUERIES + QUERIES, a.n) - 1;
   const u32 end = a.start + last + 1;
   const u32 begin = first_seen(a, a.start + blockIdx.x * QUERIES) / TILE * TILE;
-  const u64 key_offset = (u64)kv_head * PAGE * DIM, value_offset = key_offset + (u64)a.kv_heads * PAGE * DIM;
+  const u64 key_offset = (u64)kv_head * PAGE * DIM;
+  const u64 value_offset = (u64)a.kv_heads * PAGE * DIM + (u64)kv_head * PAGE * V_DIM;
   const u32 keys = shared_address(shared), values = keys + 2 * TILE_BYTES;
   const float factor = a.scale * LOG2E, tilt = a.slopes ? a.slopes[head] * LOG2E : 0.f;
   const u32 first_query = a.start + blockIdx.x * QUERIES;
   const u32 low[2] = {first_seen(a, a.start + row0), first_seen(a, a.start + row0 + 8)};
 
   auto load = [&](u32 pos, u32 buffer) {
-    const u16 *page = (const u16 *)a.pages[pos / PAGE] + (u64)(pos % PAGE) * DIM;
-    load_tile<DIM, TILE>(keys + buffer * TILE_BYTES, page + key_offset, pos, end);
-    load_tile<DIM, TILE>(values + buffer * TILE_BYTES, page + value_offset, pos, end);
+    const u16 *page = (const u16 *)a.pages[pos / PAGE];
+    load_tile<DIM, TILE>(keys + buffer * TILE_BYTES, page + key_offset + (u64)(pos % PAGE) * DIM, pos, end);
+    load_tile<V_DIM, TILE>(values + buffer * V_BYTES, page + value_offset + (u64)(pos % PAGE) * V_DIM, pos, end);
   };
   load(begin, 0);
   copy_commit();
@@ -56,9 +58,9 @@ template <class T, int DIM, int TILE> DEV void prefill(const Attend &a) {
       q[k][e] = T::pack(valid ? T::in_range(from[0]) : 0.f, valid ? T::in_range(from[1]) : 0.f);
     }
 
-  float acc[DIM / 8][4], top[2] = {-infinity(), -infinity()}, sum[2] = {0.f, 0.f};
+  float acc[V_DIM / 8][4], top[2] = {-infinity(), -infinity()}, sum[2] = {0.f, 0.f};
 #pragma unroll
-  for (int i = 0; i < DIM / 8; i++)
+  for (int i = 0; i < V_DIM / 8; i++)
 #pragma unroll
     for (int e = 0; e < 4; e++) acc[i][e] = 0.f;
 
@@ -104,7 +106,7 @@ template <class T, int DIM, int TILE> DEV void prefill(const Attend &a) {
       top[h] = higher[h];
       sum[h] *= shrink;
 #pragma unroll
-      for (int i = 0; i < DIM / 8; i++) {
+      for (int i = 0; i < V_DIM / 8; i++) {
         acc[i][h * 2] *= shrink;
         acc[i][h * 2 + 1] *= shrink;
       }
@@ -121,9 +123,9 @@ template <class T, int DIM, int TILE> DEV void prefill(const Attend &a) {
       u32 p[4] = {T::pack(s[2 * k][0], s[2 * k][1]), T::pack(s[2 * k][2], s[2 * k][3]),
                   T::pack(s[2 * k + 1][0], s[2 * k + 1][1]), T::pack(s[2 * k + 1][2], s[2 * k + 1][3])};
 #pragma unroll
-      for (int i = 0; i < DIM / 8; i += 2) {
+      for (int i = 0; i < V_DIM / 8; i += 2) {
         u32 b[4];
-        load_matrices_transposed(b, values + buffer * TILE_BYTES + (k * 16 + lane % 16) * PITCH + (i + lane / 16) * 16);
+        load_matrices_transposed(b, values + buffer * V_BYTES + (k * 16 + lane % 16) * V_PITCH + (i + lane / 16) * 16);
         T::mma(acc[i], p, b[0], b[1]);
         T::mma(acc[i + 1], p, b[2], b[3]);
       }
@@ -139,18 +141,20 @@ template <class T, int DIM, int TILE> DEV void prefill(const Attend &a) {
     float inverse = sum[h] > 0.f ? 1.f / sum[h] : 0.f;
     if (row < a.n)
 #pragma unroll
-      for (int i = 0; i < DIM / 8; i++) {
-        float *to = a.out + ((u64)row * a.heads + head) * DIM + i * 8 + t4 * 2;
+      for (int i = 0; i < V_DIM / 8; i++) {
+        float *to = a.out + ((u64)row * a.heads + head) * V_DIM + i * 8 + t4 * 2;
         to[0] = acc[i][h * 2] * inverse;
         to[1] = acc[i][h * 2 + 1] * inverse;
       }
   }
 }
-#define PREFILL(DIM, TILE)                                                                                        \
-  KERNEL __launch_bounds__(128) attend_prefill_f16_##DIM(const Attend a) { prefill<F16, DIM, TILE>(a); }          \
-  KERNEL __launch_bounds__(128) attend_prefill_bf16_##DIM(const Attend a) { prefill<BF16, DIM, TILE>(a); }
-PREFILL(64, 64)
-PREFILL(80, 64)
-PREFILL(96, 64)
-PREFILL(128, 64)
-PREFILL(256, 32)
+#define PREFILL(NAME, DIM, V_DIM, TILE)                                                                              \
+  KERNEL __launch_bounds__(128) attend_prefill_f16_##NAME(const Attend a) { prefill<F16, DIM, V_DIM, TILE>(a); }     \
+  KERNEL __launch_bounds__(128) attend_prefill_bf16_##NAME(const Attend a) { prefill<BF16, DIM, V_DIM, TILE>(a); }
+PREFILL(64, 64, 64, 64)
+PREFILL(80, 80, 80, 64)
+PREFILL(96, 96, 96, 64)
+PREFILL(128, 128, 128, 64)
+PREFILL(256, 256, 256, 32)
+// Latent attention as in DeepSeek-V3.
+PREFILL(192_128, 192, 128, 64)

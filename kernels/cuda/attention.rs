@@ -9,8 +9,9 @@ pub const PAGE: usize = 64;
 /// on how a prompt was cut.
 pub const CHUNK: usize = 256;
 
-/// Head widths that the tensor-core kernel exists for.
-const PREFILL_DIMS: [usize; 5] = [64, 80, 96, 128, 256];
+/// Widths of keys and values that the tensor-core kernel exists for.
+const PREFILL_DIMS: [(usize, usize); 6] =
+    [(64, 64), (80, 80), (96, 96), (128, 128), (256, 256), (192, 128)];
 
 /// Fewest queries for which the tensor-core kernel is worth its half-empty tiles.
 const MIN_PREFILL: usize = 9;
@@ -18,38 +19,52 @@ const MIN_PREFILL: usize = 9;
 /// Most dynamic shared memory that a launch of `kernel` asks for, where that is more than every kernel may have; else 0.
 #[must_use]
 pub fn max_shared(kernel: &str) -> u32 {
-    let dim = kernel
-        .strip_prefix("attend_prefill_")
-        .and_then(|rest| rest.rsplit('_').next()?.parse().ok());
-    dim.map_or(0, prefill_shared)
+    let rest = kernel.strip_prefix("attend_prefill_").and_then(|rest| rest.split_once('_'));
+    let Some((_, dims)) = rest else { return 0 };
+    let (k_dim, v_dim) = dims.split_once('_').unwrap_or((dims, dims));
+    match (k_dim.parse(), v_dim.parse()) {
+        (Ok(k_dim), Ok(v_dim)) => prefill_shared(k_dim, v_dim),
+        _ => 0,
+    }
 }
 
 /// Two tiles of keys and two of values, their rows 16 bytes longer than a head.
-fn prefill_shared(head_dim: usize) -> u32 {
-    let tile = if head_dim > 128 { 32 } else { 64 };
-    4 * tile * (2 * head_dim as u32 + 16)
+fn prefill_shared(k_dim: usize, v_dim: usize) -> u32 {
+    let tile = if v_dim > 128 { 32 } else { 64 };
+    4 * tile * (k_dim + v_dim + 16) as u32
 }
 
-/// Bytes of a page: keys `[n_kv_heads, PAGE, head_dim]`, then values.
+/// The heads of a cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CacheHeads {
+    /// How many there are.
+    pub n_kv_heads: usize,
+    /// Width of a key.
+    pub k_dim: usize,
+    /// Width of a value.
+    pub v_dim: usize,
+}
+
+/// Bytes of a page: keys `[n_kv_heads, PAGE, k_dim]`, then values `[n_kv_heads, PAGE, v_dim]`.
 #[must_use]
-pub fn page_bytes(element: Element, n_kv_heads: usize, head_dim: usize) -> usize {
-    2 * n_kv_heads * PAGE * head_dim * element.bytes()
+pub fn page_bytes(element: Element, heads: CacheHeads) -> usize {
+    heads.n_kv_heads * PAGE * (heads.k_dim + heads.v_dim) * element.bytes()
 }
 
-/// Stores `n` keys and values `[n, n_kv_heads, head_dim]` f32 of the positions from `start` on. `pages` are addresses,
+/// Stores `n` keys `[n, n_kv_heads, k_dim]` and values `[n, n_kv_heads, v_dim]` f32 of the positions from `start` on. `pages` are addresses,
 /// u64, one for each [`PAGE`] positions from 0 on.
 #[must_use]
 pub fn store(
     element: Element,
     pages: u64,
     [k, v]: [u64; 2],
-    heads: [usize; 2],
+    heads: CacheHeads,
     [start, n]: [usize; 2],
 ) -> Launch {
-    let [n_kv_heads, head_dim] = heads;
+    let CacheHeads { n_kv_heads, k_dim, v_dim } = heads;
     let kernel = element.pick("store_f32", "store_f16", "store_bf16");
-    let args = Args::new().ptr(pages).ptr(k).ptr(v).u32(n_kv_heads).u32(head_dim).u32(start);
-    rows(kernel, n_kv_heads * head_dim, n, args)
+    let args = Args::new().ptr(pages).ptr(k).ptr(v).u32(n_kv_heads).u32(k_dim);
+    rows(kernel, n_kv_heads * k_dim.max(v_dim), n, args.u32(v_dim).u32(start))
 }
 
 /// Attention of `n` queries at the positions from `start` on.
@@ -61,7 +76,7 @@ pub struct AttendArgs {
     pub pages: u64,
     /// Address of the queries `[n, n_heads, head_dim]` f32.
     pub q: u64,
-    /// Address of the result, of the same shape.
+    /// Address of the result `[n, n_heads, v_dim]` f32.
     pub out: u64,
     /// Address of the ALiBi slopes `[n_heads]` f32, or 0.
     pub slopes: u64,
@@ -71,8 +86,10 @@ pub struct AttendArgs {
     pub n_heads: usize,
     /// Key/value heads.
     pub n_kv_heads: usize,
-    /// Width of a head.
+    /// Width of a query and of a key.
     pub head_dim: usize,
+    /// Width of a value.
+    pub v_dim: usize,
     /// Queries.
     pub n: usize,
     /// Position of the first.
@@ -88,7 +105,7 @@ pub struct AttendArgs {
 impl AttendArgs {
     /// Whether the tensor-core kernel can take this.
     fn tensor_cores(&self) -> bool {
-        let width = PREFILL_DIMS.contains(&self.head_dim);
+        let width = PREFILL_DIMS.contains(&(self.head_dim, self.v_dim));
         self.n >= MIN_PREFILL && width && self.element != Element::F32 && self.softcap.is_none()
     }
 
@@ -101,6 +118,7 @@ impl AttendArgs {
     fn structure(&self) -> Args {
         let addresses = Args::new().ptr(self.pages).ptr(self.q).ptr(self.out).ptr(self.slopes);
         let heads = addresses.u32(self.n_heads).u32(self.n_kv_heads).u32(self.head_dim);
+        let heads = heads.u32(self.v_dim);
         let queries = heads.u32(self.n).u32(self.start).u32(self.window.unwrap_or(0));
         Args::new().structure(&queries.f32(self.scale).f32(self.softcap.unwrap_or(0.0)))
     }
@@ -109,17 +127,19 @@ impl AttendArgs {
 /// Elements of scratch memory for [`attend`], f32; 0 where it needs none.
 #[must_use]
 pub fn partial_len(a: &AttendArgs) -> usize {
-    if a.tensor_cores() { 0 } else { a.n * a.n_heads * a.chunks().1 * (a.head_dim + 2) }
+    if a.tensor_cores() { 0 } else { a.n * a.n_heads * a.chunks().1 * (a.v_dim + 2) }
 }
 
 /// Attention over the cache.
 ///
 /// # Panics
 ///
-/// If `head_dim` is 0 or above 256, or the heads do not form groups.
+/// If `head_dim` or `v_dim` is 0 or above 256, or the heads do not form groups.
 #[must_use]
 pub fn attend(a: &AttendArgs) -> Vec<Launch> {
-    assert!((1..=256).contains(&a.head_dim), "attend: heads of {} elements", a.head_dim);
+    for width in [a.head_dim, a.v_dim] {
+        assert!((1..=256).contains(&width), "attend: heads of {width} elements");
+    }
     assert!(
         a.n_kv_heads > 0 && a.n_heads.is_multiple_of(a.n_kv_heads),
         "attend: {} heads",
@@ -129,7 +149,7 @@ pub fn attend(a: &AttendArgs) -> Vec<Launch> {
         return vec![prefill(a)];
     }
     let (first, chunks) = a.chunks();
-    let merge = Args::new().ptr(a.partial).ptr(a.out).u32(chunks).u32(a.head_dim);
+    let merge = Args::new().ptr(a.partial).ptr(a.out).u32(chunks).u32(a.v_dim);
     let rows = (a.n * a.n_heads) as u32;
     vec![
         decode(a, first, chunks),
@@ -161,9 +181,9 @@ fn decode(a: &AttendArgs, first: usize, chunks: usize) -> Launch {
     };
     let group = a.n_heads / a.n_kv_heads;
     let heads = group.next_power_of_two().min(8);
-    let pieces = a.head_dim.div_ceil(8);
+    let (pieces, v_pieces) = (a.head_dim.div_ceil(8), a.v_dim.div_ceil(8));
     // Queries, scores, and the sums of the threads that share a piece of a head.
-    let floats = heads * (pieces * 8 + CHUNK + 128 / pieces * pieces * 8);
+    let floats = heads * (pieces * 8 + CHUNK + 128 / v_pieces * v_pieces * 8);
     let grid = [chunks as u32, (a.n_kv_heads * group.div_ceil(heads)) as u32, a.n as u32];
     let args = a.structure().ptr(a.partial).u32(first);
     Launch {
@@ -181,10 +201,11 @@ fn prefill(a: &AttendArgs) -> Launch {
         (_, 80) => ["attend_prefill_f16_80", "attend_prefill_bf16_80"],
         (_, 96) => ["attend_prefill_f16_96", "attend_prefill_bf16_96"],
         (_, 128) => ["attend_prefill_f16_128", "attend_prefill_bf16_128"],
+        (_, 192) => ["attend_prefill_f16_192_128", "attend_prefill_bf16_192_128"],
         (_, _) => ["attend_prefill_f16_256", "attend_prefill_bf16_256"],
     };
     let kernel = a.element.pick("", kernels[0], kernels[1]);
-    let shared = prefill_shared(a.head_dim);
+    let shared = prefill_shared(a.head_dim, a.v_dim);
     Launch {
         kernel,
         grid: [(a.n as u32).div_ceil(64), a.n_heads as u32, 1],

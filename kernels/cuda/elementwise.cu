@@ -45,6 +45,13 @@ KERNEL scatter_add(const float *y, const u32 *rows, const float *factors, float 
   if (i < width) x[rows[blockIdx.y] * (u64)width + i] += factors[blockIdx.y] * y[blockIdx.y * (u64)width + i];
 }
 
+// Block i of out is block i / repeat of x; blocks of `width` start at from + i * from_step of x and to + i * to_step of
+// out. Grid (width / 256, blocks).
+KERNEL copy_blocks(const float *x, float *out, u32 width, u32 repeat, u32 from, u32 from_step, u32 to, u32 to_step) {
+  u64 i = INDEX;
+  if (i < width) out[to + (u64)blockIdx.y * to_step + i] = x[from + (u64)(blockIdx.y / repeat) * from_step + i];
+}
+
 // The numbers of the activations; mod.rs has the same.
 enum Activation { SILU = 0, GELU = 1, GELU_TANH = 2, RELU = 3, RELU2 = 4 };
 
@@ -85,22 +92,22 @@ KERNEL rotate(const float *cos, const float *sin, float *x, u32 heads, u32 head_
   *b = v * c + u * s;
 }
 
-// Puts keys and values [n, kv_heads, head_dim] of the positions from `start` on into their pages.
-// A page holds PAGE positions: keys [kv_heads, PAGE, head_dim], then values of the same shape.
-// Grid (kv_heads * head_dim / 256, n).
+// Puts keys [n, kv_heads, k_dim] and values [n, kv_heads, v_dim] of the positions from `start` on into their pages.
+// A page holds PAGE positions: keys [kv_heads, PAGE, k_dim], then values [kv_heads, PAGE, v_dim].
+// Grid (kv_heads * larger dim / 256, n).
 template <class T>
-DEV void store(const u64 *pages, const float *k, const float *v, u32 kv_heads, u32 head_dim, u32 start) {
-  u32 i = (u32)INDEX, width = kv_heads * head_dim, pos = start + blockIdx.y;
-  if (i >= width) return;
+DEV void store(const u64 *pages, const float *k, const float *v, u32 kv_heads, u32 k_dim, u32 v_dim, u32 start) {
+  u32 i = (u32)INDEX, pos = start + blockIdx.y, k_width = kv_heads * k_dim, v_width = kv_heads * v_dim;
   void *page = (void *)pages[pos / PAGE];
-  u64 from = (u64)blockIdx.y * width + i;
-  u64 to = ((u64)(i / head_dim) * PAGE + pos % PAGE) * head_dim + i % head_dim;
-  T::store(page, to, k[from]);
-  T::store(page, to + (u64)width * PAGE, v[from]);
+  if (i < k_width)
+    T::store(page, ((u64)(i / k_dim) * PAGE + pos % PAGE) * k_dim + i % k_dim, k[(u64)blockIdx.y * k_width + i]);
+  if (i < v_width)
+    T::store(page, (u64)k_width * PAGE + ((u64)(i / v_dim) * PAGE + pos % PAGE) * v_dim + i % v_dim,
+             v[(u64)blockIdx.y * v_width + i]);
 }
 #define STORE(NAME, T)                                                                                             \
-  KERNEL NAME(const u64 *pages, const float *k, const float *v, u32 kv_heads, u32 head_dim, u32 start) { \
-    store<T>(pages, k, v, kv_heads, head_dim, start);                                                         \
+  KERNEL NAME(const u64 *pages, const float *k, const float *v, u32 kv_heads, u32 k_dim, u32 v_dim, u32 start) {   \
+    store<T>(pages, k, v, kv_heads, k_dim, v_dim, start);                                                          \
   }
 STORE(store_f32, F32)
 STORE(store_f16, F16)

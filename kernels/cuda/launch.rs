@@ -17,8 +17,8 @@ pub struct Launch {
 
 /// Bytes of the parameters of the kernel that has most.
 const ROOM: usize = 112;
-/// Parameters of the kernel that has most.
-const COUNT: usize = 12;
+/// Most parameters of a kernel, or fields of a structure among them.
+const COUNT: usize = 16;
 
 /// Parameters in the layout of a kernel's parameter buffer: each at a multiple of its size.
 #[derive(Debug, Clone, PartialEq)]

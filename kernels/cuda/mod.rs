@@ -10,7 +10,9 @@ mod mamba;
 mod matmul;
 mod packed;
 
-pub use attention::{AttendArgs, CHUNK, PAGE, attend, max_shared, page_bytes, partial_len, store};
+pub use attention::{
+    AttendArgs, CHUNK, CacheHeads, PAGE, attend, max_shared, page_bytes, partial_len, store,
+};
 pub use experts::{
     Choice, ExpertsMatmul, MAX_ACTIVE, MAX_EXPERTS, Pairs, Weights, combine, experts_matmul,
     in_tiles, rounding, route, sort_pairs,
@@ -136,6 +138,20 @@ pub fn scale_rows(factors: u64, x: u64, width: usize, n: usize) -> Launch {
 #[must_use]
 pub fn gather(x: u64, indices: u64, out: u64, width: usize, n: usize) -> Launch {
     rows("gather", width, n, Args::new().ptr(x).ptr(indices).ptr(out).u32(width))
+}
+
+/// Blocks of `width` f32: the `i`-th of `count`, at `to.0 + i · to.1` of `out`, is the one at `from.0 + i / repeat · from.1`
+/// of `x`.
+#[must_use]
+pub fn copy_blocks(
+    x: u64,
+    out: u64,
+    [width, count, repeat]: [usize; 3],
+    from: (usize, usize),
+    to: (usize, usize),
+) -> Launch {
+    let args = Args::new().ptr(x).ptr(out).u32(width).u32(repeat);
+    rows("copy_blocks", width, count, args.u32(from.0).u32(from.1).u32(to.0).u32(to.1))
 }
 
 /// `x[indices[i]] += factors[i] · y[i]`: `indices` `[n]` u32 without repetition, `factors` `[n]`, `y` `[n, width]` f32.

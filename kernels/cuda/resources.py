@@ -23,10 +23,10 @@ CHIPS = {
 
 def dynamic_shared(name):
     """Dynamic shared memory of a launch in bytes, at its largest; the same sums as in mod.rs."""
-    prefill = re.fullmatch(r"attend_prefill_\w+?_(\d+)", name)
+    prefill = re.fullmatch(r"attend_prefill_\w+?_(\d+)(?:_(\d+))?", name)
     if prefill:
-        dim = int(prefill[1])
-        return 4 * (32 if dim > 128 else 64) * (2 * dim + 16)
+        dim, v_dim = int(prefill[1]), int(prefill[2] or prefill[1])
+        return 4 * (32 if v_dim > 128 else 64) * (dim + v_dim + 16)
     decode = re.fullmatch(r"attend_decode_\w+?_(\d+)", name)
     if decode:
         heads, dim = int(decode[1]), 128

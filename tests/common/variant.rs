@@ -40,14 +40,19 @@ impl Tiny {
         self.tensors.extract_if(.., |tensor| tensor.name.ends_with(end)).collect()
     }
 
-    /// Loads it from a folder called after `variant`.
-    pub(crate) fn load(&self, variant: &str) -> Result<Model> {
+    /// Writes it to a folder called after `variant`.
+    pub(crate) fn write(&self, variant: &str) -> PathBuf {
         let tmp = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
         let folder = tmp.join("mixers").join(self.name).join(variant);
         std::fs::create_dir_all(&folder).unwrap();
         std::fs::write(folder.join("config.json"), self.config.to_string()).unwrap();
         std::fs::write(folder.join("model.safetensors"), safetensors(&self.tensors)).unwrap();
-        load(&folder, Format::F32)
+        folder
+    }
+
+    /// Loads it from a folder called after `variant`.
+    pub(crate) fn load(&self, variant: &str) -> Result<Model> {
+        load(&self.write(variant), Format::F32)
     }
 
     /// The logits of the model's first prompt.

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tramontane_kernels::cuda::{self as kernels, Element, PAGE};
+use tramontane_kernels::cuda::{self as kernels, CacheHeads, Element, PAGE};
 
 use super::driver::{Gpu, Memory};
 use crate::error::{Error, Result};
@@ -52,9 +52,9 @@ impl CudaKv {
         Ok(Self { gpu, shape, element, pages: Vec::new(), table: Mutex::new(None) })
     }
 
-    /// Key/value heads, and elements of a head.
-    pub(super) fn heads(&self) -> [usize; 2] {
-        [self.shape.n_kv_heads, self.shape.k_dim]
+    pub(super) fn heads(&self) -> CacheHeads {
+        let KvShape { n_kv_heads, k_dim, v_dim, .. } = self.shape;
+        CacheHeads { n_kv_heads, k_dim, v_dim }
     }
 
     pub(super) fn element(&self) -> Element {
@@ -62,7 +62,7 @@ impl CudaKv {
     }
 
     fn page_bytes(&self) -> usize {
-        kernels::page_bytes(self.element(), self.shape.n_kv_heads, self.shape.k_dim)
+        kernels::page_bytes(self.element(), self.heads())
     }
 
     /// Makes room for the positions `start..end`: pages of their own, for a fork may use the old ones.

@@ -17,7 +17,9 @@ use super::{
 use crate::checkpoint::TensorData;
 use crate::error::Result;
 use crate::ops::cpu::kernel_activation;
-use crate::ops::{AttendShape, Format, Heads, KvShape, MambaWeights, NormWeight, Ops, Rotation};
+use crate::ops::{
+    AttendShape, Blocks, Format, Heads, KvShape, MambaWeights, NormWeight, Ops, Rotation, Stride,
+};
 
 impl Ops for Cuda {
     type Buffer = CudaBuffer;
@@ -62,7 +64,7 @@ impl Ops for Cuda {
     }
 
     fn kv(&self, shape: KvShape) -> Result<CudaKv> {
-        if shape.k_dim > MAX_HEAD || shape.k_dim != shape.v_dim {
+        if shape.k_dim.max(shape.v_dim) > MAX_HEAD {
             return Err(too_wide(shape.k_dim.max(shape.v_dim)));
         }
         CudaKv::new(self.gpu.clone(), shape)
@@ -197,7 +199,9 @@ impl Ops for Cuda {
         start: usize,
     ) -> Result<()> {
         let heads = kv.heads();
-        assert!(n * heads[0] * heads[1] <= k.len.min(v.len), "store past the end of a buffer");
+        let rows = n * heads.n_kv_heads;
+        let fits = rows * heads.k_dim <= k.len && rows * heads.v_dim <= v.len;
+        assert!(fits, "store past the end of a buffer");
         kv.prepare(start, start + n)?;
         let launch = kernels::store(kv.element(), kv.table()?, [k.at(), v.at()], heads, [start, n]);
         self.gpu.launch(&launch)
@@ -212,10 +216,9 @@ impl Ops for Cuda {
         kv: &CudaKv,
         out: &mut CudaBuffer,
     ) -> Result<()> {
-        assert!(
-            n * shape.n_heads * shape.k_dim <= q.len.min(out.len),
-            "attend past the end of a buffer"
-        );
+        let rows = n * shape.n_heads;
+        let fits = rows * shape.k_dim <= q.len && rows * shape.v_dim <= out.len;
+        assert!(fits, "attend past the end of a buffer");
         let mut scratch = self.scratch();
         let slopes = match &shape.alibi {
             None => 0,
@@ -231,6 +234,7 @@ impl Ops for Cuda {
             n_heads: shape.n_heads,
             n_kv_heads: shape.n_kv_heads,
             head_dim: shape.k_dim,
+            v_dim: shape.v_dim,
             n,
             start,
             window: shape.window,
@@ -245,10 +249,22 @@ impl Ops for Cuda {
         Ok(())
     }
 
+    fn copy_blocks(&self, b: &Blocks, x: &CudaBuffer, out: &mut CudaBuffer) -> Result<()> {
+        let end = |stride: Stride, count: usize| {
+            count.checked_sub(1).map_or(0, |last| stride.start + last * stride.step + b.width)
+        };
+        let fits =
+            end(b.from, b.count.div_ceil(b.repeat)) <= x.len && end(b.to, b.count) <= out.len;
+        assert!(fits, "copy_blocks past the end of a buffer");
+        let (from, to) = ((b.from.start, b.from.step), (b.to.start, b.to.step));
+        let sizes = [b.width, b.count, b.repeat];
+        self.gpu.launch(&kernels::copy_blocks(x.at(), out.at(), sizes, from, to))
+    }
+
     fn runs(&self, mixer: &Mixer) -> bool {
         match mixer {
             Mixer::Attention(_) => true,
-            Mixer::Latent(_) => false,
+            Mixer::Latent(shape) => shape.k_dim().max(shape.v_dim) <= MAX_HEAD,
             Mixer::Mamba(shape) => mamba::fits(shape),
         }
     }

@@ -139,6 +139,10 @@ fn prefill_cases() -> Vec<AttentionCase> {
         case(2, 250, 20, 2, 80),
         case(1, 90, 3, 1, 256),
     ];
+    // Keys wider than values, as latent attention has them, and the other way round.
+    cases.push(AttentionCase { v_dim: 128, ..case(70, 66, 2, 2, 192) });
+    cases.push(AttentionCase { v_dim: 128, ..case(1, 300, 3, 3, 192) });
+    cases.push(AttentionCase { v_dim: 100, ..case(2, 60, 2, 1, 36) });
     cases.push(AttentionCase { window: Some(20), ..case(80, 100, 2, 1, 64) });
     cases.push(AttentionCase { window: Some(64), ..case(64, 128, 1, 1, 128) });
     cases.push(AttentionCase { window: Some(300), ..case(1, 900, 4, 1, 128) });
@@ -149,9 +153,7 @@ fn prefill_cases() -> Vec<AttentionCase> {
 
 #[test]
 fn attention_agrees_with_the_reference() {
-    // The cache has one head width: keys and values of different widths run on the CPU.
-    let table = ATTENTION.iter().copied().filter(|c| c.k_dim == c.v_dim);
-    let cases: Vec<_> = table.chain(prefill_cases()).collect();
+    let cases: Vec<_> = ATTENTION.iter().copied().chain(prefill_cases()).collect();
     for element in ELEMENTS {
         let mut worst = 0.0f32;
         for &case in &cases {
@@ -295,6 +297,25 @@ fn rows_are_found_added_scaled_and_scattered() {
                 .collect();
             assert_eq!(gpu.read(x, 3 * width), want);
         }
+        // Two thirds of each row, behind one another; and each row twice.
+        let (some, from) = (width.div_ceil(3) * 2, width / 3);
+        let (x, out) = (numbers.normal(3 * width), gpu.floats(&vec![0.0; 8 * some]));
+        let at = gpu.floats(&x);
+        gpu.run(&[cuda::copy_blocks(
+            at,
+            out,
+            [some.min(width - from), 6, 2],
+            (from, width),
+            (1, some),
+        )]);
+        let mut want = vec![0.0; 8 * some];
+        for i in 0..6 {
+            let row = &x[i / 2 * width..][from..width];
+            let row = &row[..some.min(row.len())];
+            want[1 + i * some..][..row.len()].copy_from_slice(row);
+        }
+        assert_eq!(gpu.read(out, want.len()), want);
+
         let (x, y, factors) =
             (numbers.normal(7 * width), numbers.normal(3 * width), [0.5, -2.0, 3.0]);
         let out = gpu.empty(12 * width);

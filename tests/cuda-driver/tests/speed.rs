@@ -73,7 +73,7 @@ impl Token {
             let rope = Rope { n_heads, head_dim, offset, rotary_dim: HEAD_DIM, style };
             self.run(&[cuda::rotate(&rope, 0, 0, 0, 1)], 8 * n_heads * HEAD_DIM);
         }
-        let heads = [KV_HEADS, HEAD_DIM];
+        let heads = cuda::CacheHeads { n_kv_heads: KV_HEADS, k_dim: HEAD_DIM, v_dim: HEAD_DIM };
         self.run(
             &[cuda::store(Element::F16, 0, [0, 0], heads, [PAST, 1])],
             12 * KV_HEADS * HEAD_DIM,
@@ -88,6 +88,7 @@ impl Token {
             n_heads: HEADS,
             n_kv_heads: KV_HEADS,
             head_dim: HEAD_DIM,
+            v_dim: HEAD_DIM,
             n: 1,
             start: PAST,
             window: None,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tramontane_kernels::Isa;
 use tramontane_kernels::cases::{AttentionCase, Numbers};
 use tramontane_kernels::cpu::attention::{Attention, BLOCK, KvBlock, KvFormat, KvShape, KvView};
-use tramontane_kernels::cuda::{self, AttendArgs, Element, PAGE};
+use tramontane_kernels::cuda::{self, AttendArgs, CacheHeads, Element, PAGE};
 use tramontane_kernels::reference;
 
 use crate::common::{Gpu, rounded};
@@ -25,10 +25,10 @@ impl Setup {
     pub(crate) fn new(case: AttentionCase, element: Element) -> Self {
         let mut numbers = Numbers::new((case.n * 31 + case.start * 7 + case.k_dim) as u64);
         let total = case.start + case.n;
-        let width = case.n_kv_heads * case.k_dim;
+        let (k_width, v_width) = (case.n_kv_heads * case.k_dim, case.n_kv_heads * case.v_dim);
         let q = numbers.normal(case.n * case.n_heads * case.k_dim);
-        let k = rounded(element, &numbers.normal(total * width));
-        let v = rounded(element, &numbers.normal(total * width));
+        let k = rounded(element, &numbers.normal(total * k_width));
+        let v = rounded(element, &numbers.normal(total * v_width));
         let slopes: Vec<f32> = (0..case.n_heads).map(|h| 0.5f32.powi(h as i32 % 8 + 1)).collect();
         let mut setup = Self { case, element, q, k, v, slopes, want: Vec::new() };
         setup.want = setup.reference();
@@ -57,7 +57,7 @@ impl Setup {
             softcap: c.softcap,
             alibi_slopes: c.alibi.then_some(&self.slopes),
         };
-        let mut out = vec![0.0; self.q.len()];
+        let mut out = vec![0.0; c.n * c.n_heads * c.v_dim];
         reference::attend(
             &attention,
             &self.q,
@@ -87,13 +87,14 @@ impl Setup {
         let c = &self.case;
         let q = &self.q[first * c.n_heads * c.k_dim..][..n * c.n_heads * c.k_dim];
         let total = c.start + c.n;
-        let bytes = cuda::page_bytes(self.element, c.n_kv_heads, c.k_dim);
+        let heads = CacheHeads { n_kv_heads: c.n_kv_heads, k_dim: c.k_dim, v_dim: c.v_dim };
+        let bytes = cuda::page_bytes(self.element, heads);
         let pages: Vec<u64> = (0..total.div_ceil(PAGE)).map(|_| gpu.empty(bytes)).collect();
         let table = gpu.bytes(&pages.iter().flat_map(|p| p.to_le_bytes()).collect::<Vec<_>>());
         let (k, v) = (gpu.floats(&self.k), gpu.floats(&self.v));
-        let heads = [c.n_kv_heads, c.k_dim];
         gpu.try_run(&[cuda::store(self.element, table, [k, v], heads, [0, total])])?;
-        let out = gpu.empty(4 * q.len());
+        let len = n * c.n_heads * c.v_dim;
+        let out = gpu.empty(4 * len);
         let mut args = AttendArgs {
             element: self.element,
             pages: table,
@@ -104,6 +105,7 @@ impl Setup {
             n_heads: c.n_heads,
             n_kv_heads: c.n_kv_heads,
             head_dim: c.k_dim,
+            v_dim: c.v_dim,
             n,
             start: c.start + first,
             window: c.window,
@@ -112,7 +114,7 @@ impl Setup {
         };
         args.partial = gpu.empty(4 * cuda::partial_len(&args));
         gpu.try_run(&cuda::attend(&args))?;
-        Ok(gpu.read(out, q.len()))
+        Ok(gpu.read(out, len))
     }
 
     /// The largest error that rounding may make: f32 sums alone, or 16-bit queries and weights on tensor cores.
