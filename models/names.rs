@@ -268,14 +268,15 @@ pub const MAMBA: Names = Names {
         (Part::MambaNorm, "{P}layers.{L}.mixer.norm"),
     ]],
     // Layers that guess further tokens.
-    unused: &["rotary_emb.inv_freq", ".input_scale", ".activation_scale", "mtp."],
+    unused: &["rotary_emb.inv_freq", ".input_scale", "activation_scale", "mtp."],
 };
 
 /// Rotary frequencies follow from the configuration; activations are not quantised, so their scales are not needed;
 /// images are not read.
 const UNUSED: &[&str] = &[
     "rotary_emb.inv_freq",
-    ".activation_scale",
+    // Of one matrix, or of all experts: `experts.down_proj_activation_scale`.
+    "activation_scale",
     ".input_scale",
     ".qscale_act",
     "vision_tower.",

@@ -179,7 +179,8 @@ fn yarn(c: &Config, section: &Config) -> Result<RopeScaling, ConfigError> {
 /// References disagree on Mistral Small 4: transformers and DeepSeek's own code multiply as is done here; others read
 /// from Mistral's `"apply_scale": false` that nothing is multiplied. A configuration in the form of Hugging Face
 /// cannot say `apply_scale`, so the reference that defines that form is followed; `"apply_scale": false` beside
-/// `mscale_all_dim` is honoured all the same. Mistral's own `params.json` says `apply_scale`, and is followed.
+/// `mscale_all_dim` is honoured all the same. Mistral's own `params.json` says `apply_scale`, which is false in that of
+/// Small 4, and is followed: so the two forms of Small 4 give different logits, as they do elsewhere.
 pub(crate) fn latent_magnitude(c: &Config) -> Result<f64, ConfigError> {
     if c.is_native() {
         let Some(yarn) = c.section("yarn")? else { return Ok(1.0) };

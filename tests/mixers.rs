@@ -45,6 +45,9 @@ fn each_expert_in_8_bit_floats_has_its_own_scale() {
         (small.dtype, small.data) = ("F8_E4M3", bytes);
         let name = format!("{}_scale_inv", small.name);
         scales.push(Tensor::f32(&name, &[n_experts, 1, 1], &factors));
+        // Activations are not quantised.
+        let name = format!("{}_activation_scale", small.name);
+        scales.push(Tensor::f32(&name, &[n_experts], &vec![7.0; n_experts]));
     }
     small.tensors.extend(scales);
     assert!(small.logits("fp8") == wide.logits("fp8-as-f32"));
