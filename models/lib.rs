@@ -106,3 +106,56 @@ pub fn describe(config: &Config) -> Result<(Architecture, Vec<String>), ConfigEr
     let warnings = config.finish()?;
     Ok((architecture, warnings))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Configurations as they were published, with the number of their layers.
+    const PUBLISHED: [(&str, usize); 3] = [
+        // Mamba-Codestral 7B.
+        (
+            r#"{"_name_or_path": "codestral-hf", "architectures": ["Mamba2ForCausalLM"], "bos_token_id": 0,
+            "chunk_size": 256, "conv_kernel": 4, "eos_token_id": 0, "expand": 2, "head_dim": 64,
+            "hidden_act": "silu", "hidden_size": 4096, "initializer_range": 0.1, "intermediate_size": 8192,
+            "layer_norm_epsilon": 1e-05, "model_type": "mamba2", "n_groups": 8, "norm_before_gate": true,
+            "num_heads": 128, "num_hidden_layers": 64, "pad_token_id": 0, "rescale_prenorm_residual": false,
+            "residual_in_fp32": true, "rms_norm": true, "state_size": 128, "tie_word_embeddings": false,
+            "time_step_floor": 0.0001, "time_step_init_scheme": "random", "time_step_limit": [0.0, Infinity],
+            "time_step_max": 0.1, "time_step_min": 0.001, "time_step_rank": 256, "time_step_scale": 1.0,
+            "torch_dtype": "bfloat16", "transformers_version": "4.44.0.dev0", "use_bias": false,
+            "use_cache": true, "use_conv_bias": true, "vocab_size": 32768}"#,
+            64,
+        ),
+        // Helium 1 preview 2B.
+        (
+            r#"{"architectures": ["HeliumForCausalLM"], "attention_bias": false, "attention_dropout": 0.0,
+            "bos_token_id": 1, "eos_token_id": 2, "head_dim": 128, "hidden_act": "silu", "hidden_size": 2560,
+            "initializer_range": 0.02, "intermediate_size": 7040, "max_position_embeddings": 4096,
+            "mlp_bias": false, "model_type": "helium", "num_attention_heads": 20, "num_hidden_layers": 24,
+            "num_key_value_heads": 20, "pretraining_tp": 1, "rms_norm_eps": 1e-08, "rope_theta": 100000.0,
+            "tie_word_embeddings": false, "torch_dtype": "bfloat16", "transformers_version": "4.45.0.dev0",
+            "use_cache": true, "vocab_size": 48000}"#,
+            24,
+        ),
+        // Falcon 7B, in its first form; the base of its rotation is what everybody takes, and not said there.
+        (
+            r#"{"alibi": false, "apply_residual_connection_post_layernorm": false,
+            "architectures": ["RWForCausalLM"], "attention_dropout": 0.0, "bias": false, "bos_token_id": 11,
+            "eos_token_id": 11, "hidden_dropout": 0.0, "hidden_size": 4544, "initializer_range": 0.02,
+            "layer_norm_epsilon": 1e-05, "model_type": "RefinedWebModel", "multi_query": true, "n_head": 71,
+            "n_layer": 32, "parallel_attn": true, "rope_theta": 10000.0, "torch_dtype": "bfloat16", "transformers_version": "4.27.4",
+            "use_cache": true, "vocab_size": 65024}"#,
+            32,
+        ),
+    ];
+
+    #[test]
+    fn published_configurations_are_understood_to_the_last_key() {
+        for (text, n_layers) in PUBLISHED {
+            let (model, warnings) = describe(&Config::parse(text).unwrap()).unwrap();
+            assert_eq!(model.layers.len(), n_layers, "{}", model.family);
+            assert!(warnings.is_empty(), "{}: {warnings:?}", model.family);
+        }
+    }
+}
