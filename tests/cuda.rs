@@ -188,10 +188,14 @@ fn weights_that_were_packed_before_are_taken_as_they_are() {
 }
 
 #[test]
-fn a_cache_without_kernels_is_named() {
-    let (output, _) = run("on", &[&BRISE[..], &["--kv", "q8", "--device", "cuda"]].concat());
-    assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
-    assert!(stderr(&output).contains("a cache in q8"), "{}", stderr(&output));
+fn a_cache_in_8_bits_gives_what_it_gives_on_the_cpu() {
+    // A prompt for tensor cores, and tokens one at a time.
+    let prompt = "Il était une fois, dans une petite ville au bord de la mer, un enfant qui aimait";
+    let args = ["generate", prompt, "-n", "16", "--temp", "0", "--kv", "q8", "--json"];
+    let (output, log) = run("on", &[&args[..], &["--device", "cuda"]].concat());
+    assert_eq!(log, "");
+    let (on_cpu, _) = run("on", &[&args[..], &["--device", "cpu"]].concat());
+    assert_eq!(json(&output)["token_ids"], json(&on_cpu)["token_ids"]);
 }
 
 /// What the built-in model writes on the CPU.

@@ -56,6 +56,11 @@ template <class T, int HEADS> DEV void decode(const Attend &a, float *partial, u
       for (u32 c = lane % 4; c < pieces; c += 4) {
         float k[8];
         load_piece<T>(page, row + c * 8, dim - c * 8, whole, k);
+        if constexpr (Scaled<T>::YES) {
+          float scale = key_scales((void *)page, a.kv_heads, dim, v_dim)[(kv_head * PAGE + key % PAGE) * groups_of(dim) + c * 8 / GROUP];
+#pragma unroll
+          for (int e = 0; e < 8; e++) k[e] *= scale;
+        }
 #pragma unroll
         for (int h = 0; h < HEADS; h++)
 #pragma unroll
@@ -108,6 +113,11 @@ template <class T, int HEADS> DEV void decode(const Attend &a, float *partial, u
       const void *page = (const void *)a.pages[key / PAGE];
       float v[8];
       load_piece<T>(page, value_offset + (u64)(key % PAGE) * v_dim + piece * 8, v_dim - piece * 8, v_whole, v);
+      if constexpr (Scaled<T>::YES) {
+        float scale = value_scales((void *)page, a.kv_heads, dim, v_dim)[kv_head * PAGE + key % PAGE];
+#pragma unroll
+        for (int e = 0; e < 8; e++) v[e] *= scale;
+      }
 #pragma unroll
       for (int h = 0; h < HEADS; h++) {
         float p = scores[h * CHUNK + key - chunk * CHUNK];
@@ -134,6 +144,7 @@ template <class T, int HEADS> DEV void decode(const Attend &a, float *partial, u
 DECODES(attend_decode_f32, F32)
 DECODES(attend_decode_f16, F16)
 DECODES(attend_decode_bf16, BF16)
+DECODES(attend_decode_q8, I8)
 
 // Adds up the chunks of each query head: partial [rows, chunks, dim + 2] → out [rows, dim]. Grid: rows.
 KERNEL __launch_bounds__(THREADS) attend_merge(const float *partial, float *out, u32 chunks, u32 dim) {

@@ -20,18 +20,49 @@ const MIN_PREFILL: usize = 9;
 #[must_use]
 pub fn max_shared(kernel: &str) -> u32 {
     let rest = kernel.strip_prefix("attend_prefill_").and_then(|rest| rest.split_once('_'));
-    let Some((_, dims)) = rest else { return 0 };
+    let Some((element, dims)) = rest else { return 0 };
     let (k_dim, v_dim) = dims.split_once('_').unwrap_or((dims, dims));
     match (k_dim.parse(), v_dim.parse()) {
-        (Ok(k_dim), Ok(v_dim)) => prefill_shared(k_dim, v_dim),
+        (Ok(k_dim), Ok(v_dim)) => prefill_shared(element == "q8", k_dim, v_dim),
         _ => 0,
     }
 }
 
-/// Two tiles of keys and two of values, their rows 16 bytes longer than a head.
-fn prefill_shared(k_dim: usize, v_dim: usize) -> u32 {
-    let tile = if v_dim > 128 { 32 } else { 64 };
-    4 * tile * (k_dim + v_dim + 16) as u32
+/// Two tiles of keys and two of values, their rows 16 bytes longer than a head. Of a cache in 8 bits one each, and as
+/// many bytes with their scales.
+fn prefill_shared(q8: bool, k_dim: usize, v_dim: usize) -> u32 {
+    let scales = 4 * (k_dim.div_ceil(GROUP) + 1);
+    let bytes = match (q8, v_dim > 128) {
+        (false, false) => 64 * 4 * (k_dim + v_dim + 16),
+        (false, true) => 32 * 4 * (k_dim + v_dim + 16),
+        (true, false) => 64 * (3 * (k_dim + v_dim) + 32 + scales),
+        (true, true) => 16 * (3 * (k_dim + v_dim) + 32 + scales),
+    };
+    bytes as u32
+}
+
+/// Elements of a key in 8 bits that share a scale.
+const GROUP: usize = 32;
+
+/// What the elements of a cache are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Cached {
+    /// Floats.
+    Float(Element),
+    /// 8 bits, with an f32 scale for each 32 elements of a key and for each value.
+    Q8,
+}
+
+impl Cached {
+    /// Of four names, the one for this type.
+    fn pick<T: Copy>(self, [f32, f16, bf16, q8]: [T; 4]) -> T {
+        match self {
+            Self::Float(Element::F32) => f32,
+            Self::Float(Element::F16) => f16,
+            Self::Float(Element::Bf16) => bf16,
+            Self::Q8 => q8,
+        }
+    }
 }
 
 /// The heads of a cache.
@@ -45,33 +76,45 @@ pub struct CacheHeads {
     pub v_dim: usize,
 }
 
-/// Bytes of a page: keys `[n_kv_heads, PAGE, k_dim]`, then values `[n_kv_heads, PAGE, v_dim]`.
+/// Bytes of a page: keys `[n_kv_heads, PAGE, k_dim]`, then values `[n_kv_heads, PAGE, v_dim]`, then in 8 bits the scales
+/// of both.
 #[must_use]
-pub fn page_bytes(element: Element, heads: CacheHeads) -> usize {
-    heads.n_kv_heads * PAGE * (heads.k_dim + heads.v_dim) * element.bytes()
+pub fn page_bytes(element: Cached, heads: CacheHeads) -> usize {
+    let CacheHeads { n_kv_heads, k_dim, v_dim } = heads;
+    n_kv_heads
+        * PAGE
+        * match element {
+            Cached::Float(element) => (k_dim + v_dim) * element.bytes(),
+            Cached::Q8 => k_dim + v_dim + 4 * (k_dim.div_ceil(GROUP) + 1),
+        }
 }
 
 /// Stores `n` keys `[n, n_kv_heads, k_dim]` and values `[n, n_kv_heads, v_dim]` f32 of the positions from `start` on. `pages` are addresses,
 /// u64, one for each [`PAGE`] positions from 0 on.
 #[must_use]
 pub fn store(
-    element: Element,
+    element: Cached,
     pages: u64,
     [k, v]: [u64; 2],
     heads: CacheHeads,
     [start, n]: [usize; 2],
 ) -> Launch {
     let CacheHeads { n_kv_heads, k_dim, v_dim } = heads;
-    let kernel = element.pick("store_f32", "store_f16", "store_bf16");
+    let kernel = element.pick(["store_f32", "store_f16", "store_bf16", "store_q8"]);
     let args = Args::new().ptr(pages).ptr(k).ptr(v).u32(n_kv_heads).u32(k_dim);
-    rows(kernel, n_kv_heads * k_dim.max(v_dim), n, args.u32(v_dim).u32(start))
+    let args = args.u32(v_dim).u32(start);
+    if element == Cached::Q8 {
+        let grid = [n_kv_heads as u32, n as u32, 1];
+        return Launch { kernel, grid, block: 32, shared: 0, args };
+    }
+    rows(kernel, n_kv_heads * k_dim.max(v_dim), n, args)
 }
 
 /// Attention of `n` queries at the positions from `start` on.
 #[derive(Debug, Clone, Copy)]
 pub struct AttendArgs {
     /// Type of the cached elements.
-    pub element: Element,
+    pub element: Cached,
     /// Address of the page addresses, as for [`store`].
     pub pages: u64,
     /// Address of the queries `[n, n_heads, head_dim]` f32.
@@ -106,7 +149,10 @@ impl AttendArgs {
     /// Whether the tensor-core kernel can take this.
     fn tensor_cores(&self) -> bool {
         let width = PREFILL_DIMS.contains(&(self.head_dim, self.v_dim));
-        self.n >= MIN_PREFILL && width && self.element != Element::F32 && self.softcap.is_none()
+        self.n >= MIN_PREFILL
+            && width
+            && self.element != Cached::Float(Element::F32)
+            && self.softcap.is_none()
     }
 
     /// First chunk that some query sees, and the number of chunks from there on.
@@ -159,26 +205,27 @@ pub fn attend(a: &AttendArgs) -> Vec<Launch> {
 
 /// Blocks for each chunk, for each slice of heads that share a key/value head, and for each query.
 fn decode(a: &AttendArgs, first: usize, chunks: usize) -> Launch {
-    let kernels = match a.element {
-        Element::F32 => [
+    let kernels = a.element.pick([
+        [
             "attend_decode_f32_1",
             "attend_decode_f32_2",
             "attend_decode_f32_4",
             "attend_decode_f32_8",
         ],
-        Element::F16 => [
+        [
             "attend_decode_f16_1",
             "attend_decode_f16_2",
             "attend_decode_f16_4",
             "attend_decode_f16_8",
         ],
-        Element::Bf16 => [
+        [
             "attend_decode_bf16_1",
             "attend_decode_bf16_2",
             "attend_decode_bf16_4",
             "attend_decode_bf16_8",
         ],
-    };
+        ["attend_decode_q8_1", "attend_decode_q8_2", "attend_decode_q8_4", "attend_decode_q8_8"],
+    ]);
     let group = a.n_heads / a.n_kv_heads;
     let heads = group.next_power_of_two().min(8);
     let (pieces, v_pieces) = (a.head_dim.div_ceil(8), a.v_dim.div_ceil(8));
@@ -196,16 +243,21 @@ fn decode(a: &AttendArgs, first: usize, chunks: usize) -> Launch {
 }
 
 fn prefill(a: &AttendArgs) -> Launch {
-    let kernels = match (a.element, a.head_dim) {
-        (_, 64) => ["attend_prefill_f16_64", "attend_prefill_bf16_64"],
-        (_, 80) => ["attend_prefill_f16_80", "attend_prefill_bf16_80"],
-        (_, 96) => ["attend_prefill_f16_96", "attend_prefill_bf16_96"],
-        (_, 128) => ["attend_prefill_f16_128", "attend_prefill_bf16_128"],
-        (_, 192) => ["attend_prefill_f16_192_128", "attend_prefill_bf16_192_128"],
-        (_, _) => ["attend_prefill_f16_256", "attend_prefill_bf16_256"],
+    let kernels = match a.head_dim {
+        64 => ["", "attend_prefill_f16_64", "attend_prefill_bf16_64", "attend_prefill_q8_64"],
+        80 => ["", "attend_prefill_f16_80", "attend_prefill_bf16_80", "attend_prefill_q8_80"],
+        96 => ["", "attend_prefill_f16_96", "attend_prefill_bf16_96", "attend_prefill_q8_96"],
+        128 => ["", "attend_prefill_f16_128", "attend_prefill_bf16_128", "attend_prefill_q8_128"],
+        192 => [
+            "",
+            "attend_prefill_f16_192_128",
+            "attend_prefill_bf16_192_128",
+            "attend_prefill_q8_192_128",
+        ],
+        _ => ["", "attend_prefill_f16_256", "attend_prefill_bf16_256", "attend_prefill_q8_256"],
     };
-    let kernel = a.element.pick("", kernels[0], kernels[1]);
-    let shared = prefill_shared(a.head_dim, a.v_dim);
+    let kernel = a.element.pick(kernels);
+    let shared = prefill_shared(a.element == Cached::Q8, a.head_dim, a.v_dim);
     Launch {
         kernel,
         grid: [(a.n as u32).div_ceil(64), a.n_heads as u32, 1],

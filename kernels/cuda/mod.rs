@@ -11,7 +11,7 @@ mod matmul;
 mod packed;
 
 pub use attention::{
-    AttendArgs, CHUNK, CacheHeads, PAGE, attend, max_shared, page_bytes, partial_len, store,
+    AttendArgs, CHUNK, CacheHeads, Cached, PAGE, attend, max_shared, page_bytes, partial_len, store,
 };
 pub use experts::{
     Choice, ExpertsMatmul, MAX_ACTIVE, MAX_EXPERTS, Pairs, Weights, combine, experts_matmul,
@@ -25,7 +25,7 @@ pub use packed::{Packed, PackedMatmul, embed_packed, matmul_packed};
 use crate::cpu::elementwise::{Activation, Rope, RopeStyle};
 
 /// The committed PTX, a file for each source.
-const PTX: [&str; 9] = [
+const PTX: [&str; 10] = [
     include_str!("ptx/attend_decode.ptx"),
     include_str!("ptx/attend_prefill.ptx"),
     include_str!("ptx/elementwise.ptx"),
@@ -34,6 +34,7 @@ const PTX: [&str; 9] = [
     include_str!("ptx/matmul.ptx"),
     include_str!("ptx/norm.ptx"),
     include_str!("ptx/packed.ptx"),
+    include_str!("ptx/store_q8.ptx"),
     include_str!("ptx/top.ptx"),
 ];
 

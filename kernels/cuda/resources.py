@@ -26,6 +26,8 @@ def dynamic_shared(name):
     prefill = re.fullmatch(r"attend_prefill_\w+?_(\d+)(?:_(\d+))?", name)
     if prefill:
         dim, v_dim = int(prefill[1]), int(prefill[2] or prefill[1])
+        if "_q8_" in name:
+            return (16 if v_dim > 128 else 64) * (3 * (dim + v_dim) + 32 + 4 * ((dim + 31) // 32 + 1))
         return 4 * (32 if v_dim > 128 else 64) * (dim + v_dim + 16)
     decode = re.fullmatch(r"attend_decode_\w+?_(\d+)", name)
     if decode:

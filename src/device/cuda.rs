@@ -15,7 +15,7 @@ use crate::ops::{Cuda, KvFormat, cuda};
 /// Opens CUDA device `number`, or the first one that the kernels run on, if it can take the model.
 fn find(request: &Request, number: Option<usize>) -> Result<Cuda> {
     let device = Cuda::new(number)?;
-    device.check_supported(&request.architecture, request.kv)?;
+    device.check_supported(&request.architecture)?;
     let mut estimate = request.estimate;
     estimate.buffers += Cuda::scratch_bytes(&request.architecture, CHUNK);
     estimate.check_room(&device.name(), device.room()?, &request.estimates)?;

@@ -140,12 +140,8 @@ impl Cuda {
     ///
     /// # Errors
     ///
-    /// If a layer is not plain attention, a head is wider than the kernels take, or there are no kernels for a cache in
-    /// `kv`.
-    pub fn check_supported(&self, architecture: &Architecture, kv: KvFormat) -> Result<()> {
-        if kv::element(kv).is_none() {
-            return Err(kv::no_cache(kv));
-        }
+    /// If a layer has a shape that the kernels do not take.
+    pub fn check_supported(&self, architecture: &Architecture) -> Result<()> {
         check_mixers(self, architecture)?;
         match head_shapes(architecture).iter().find(|shape| shape.head_dim > MAX_HEAD) {
             Some(shape) => Err(too_wide(shape.head_dim)),

@@ -2,36 +2,30 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tramontane_kernels::cuda::{self as kernels, CacheHeads, Element, PAGE};
+use tramontane_kernels::cuda::{self as kernels, CacheHeads, Cached, Element, PAGE};
 
 use super::driver::{Gpu, Memory};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::ops::{Kv, KvFormat, KvShape};
 
 /// The keys and values of one layer and one sequence.
 pub struct CudaKv {
     gpu: Arc<Gpu>,
     shape: KvShape,
-    element: Element,
+    element: Cached,
     /// One for each [`PAGE`] positions; `None` where a window has passed.
     pages: Vec<Option<Arc<Memory>>>,
     /// The addresses of the pages on the device; `None` when they have changed.
     table: Mutex<Option<Memory>>,
 }
 
-/// The type of the elements of a cache in `format`; `None` where there are no kernels.
-pub(super) fn element(format: KvFormat) -> Option<Element> {
+/// The type of the elements of a cache in `format`.
+fn element(format: KvFormat) -> Cached {
     match format {
-        KvFormat::F32 => Some(Element::F32),
-        KvFormat::Auto | KvFormat::F16 => Some(Element::F16),
-        KvFormat::Q8 => None,
+        KvFormat::F32 => Cached::Float(Element::F32),
+        KvFormat::Auto | KvFormat::F16 => Cached::Float(Element::F16),
+        KvFormat::Q8 => Cached::Q8,
     }
-}
-
-/// The error for a cache that no kernel takes.
-pub(super) fn no_cache(format: KvFormat) -> Error {
-    Error::not_supported(format!("there are no CUDA kernels for a cache in {format}"))
-        .hint("--kv f16, or --device cpu")
 }
 
 impl Clone for CudaKv {
@@ -47,9 +41,9 @@ impl Clone for CudaKv {
 }
 
 impl CudaKv {
-    pub(super) fn new(gpu: Arc<Gpu>, shape: KvShape) -> Result<Self> {
-        let element = element(shape.format).ok_or_else(|| no_cache(shape.format))?;
-        Ok(Self { gpu, shape, element, pages: Vec::new(), table: Mutex::new(None) })
+    pub(super) fn new(gpu: Arc<Gpu>, shape: KvShape) -> Self {
+        let element = element(shape.format);
+        Self { gpu, shape, element, pages: Vec::new(), table: Mutex::new(None) }
     }
 
     pub(super) fn heads(&self) -> CacheHeads {
@@ -57,7 +51,7 @@ impl CudaKv {
         CacheHeads { n_kv_heads, k_dim, v_dim }
     }
 
-    pub(super) fn element(&self) -> Element {
+    pub(super) fn element(&self) -> Cached {
         self.element
     }
 

@@ -67,7 +67,7 @@ impl Ops for Cuda {
         if shape.k_dim.max(shape.v_dim) > MAX_HEAD {
             return Err(too_wide(shape.k_dim.max(shape.v_dim)));
         }
-        CudaKv::new(self.gpu.clone(), shape)
+        Ok(CudaKv::new(self.gpu.clone(), shape))
     }
 
     fn embed(&self, table: &CudaWeight, ids: &[u32], x: &mut CudaBuffer) -> Result<()> {

@@ -15,7 +15,9 @@ use tramontane_kernels::cases::{
     ATTENTION, AttentionCase, MATMUL, MatmulCase, Numbers, assert_close,
 };
 use tramontane_kernels::cpu::elementwise::{Activation, Rope, RopeStyle};
-use tramontane_kernels::cuda::{self, Element, Matmul, Norm, Packed, TopScratch};
+use tramontane_kernels::cuda::{
+    self, CacheHeads, Cached, Element, Matmul, Norm, PAGE, Packed, TopScratch,
+};
 use tramontane_kernels::reference;
 
 /// Largest difference, for the report that `--nocapture` shows.
@@ -134,6 +136,7 @@ fn prefill_cases() -> Vec<AttentionCase> {
         case(70, 0, 1, 1, 96),
         case(100, 33, 4, 2, 128),
         case(40, 100, 1, 1, 256),
+        case(66, 62, 4, 2, 96),
         // Few queries of wide heads: the decode kernel, also with more heads in a group than it takes at once.
         case(1, 300, 8, 1, 128),
         case(2, 250, 20, 2, 80),
@@ -154,7 +157,7 @@ fn prefill_cases() -> Vec<AttentionCase> {
 #[test]
 fn attention_agrees_with_the_reference() {
     let cases: Vec<_> = ATTENTION.iter().copied().chain(prefill_cases()).collect();
-    for element in ELEMENTS {
+    for element in ELEMENTS.map(Cached::Float).into_iter().chain([Cached::Q8]) {
         let mut worst = 0.0f32;
         for &case in &cases {
             let setup = Setup::new(case, element);
@@ -172,10 +175,30 @@ fn attention_agrees_with_the_reference() {
 fn tokens_give_the_same_bits_alone_and_together() {
     // Decode chunks begin at fixed positions, so it does not matter how a prompt was cut.
     let case = AttentionCase { n: 6, start: 253, window: Some(255), ..ATTENTION[7] };
-    let setup = Setup::new(case, Element::F16);
+    let setup = Setup::new(case, Cached::Float(Element::F16));
     let together = setup.try_run(&Gpu::new()).unwrap();
     let alone: Vec<f32> = (0..6).flat_map(|t| setup.try_part(&Gpu::new(), t, 1).unwrap()).collect();
     assert_eq!(together, alone);
+    finished();
+}
+
+#[test]
+fn what_is_not_finite_stays_so_in_eight_bits() {
+    let heads = CacheHeads { n_kv_heads: 1, k_dim: 64, v_dim: 40 };
+    for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        let gpu = Gpu::new();
+        let page = gpu.empty(cuda::page_bytes(Cached::Q8, heads));
+        let (mut key, mut value) = ([1.0; 64], [0.5; 2 * 40]);
+        (key[40], value[33]) = (bad, bad);
+        let (k, v) = (gpu.floats(&[key, [0.0; 64]].concat()), gpu.floats(&value));
+        gpu.run(&[cuda::store(Cached::Q8, gpu.bytes(&page.to_le_bytes()), [k, v], heads, [3, 2])]);
+        // Two scales of the key, none of the key of zeros; then the values'.
+        let scales = page + (PAGE * (64 + 40)) as u64;
+        let of_keys = gpu.read(scales + 4 * 2 * 3, 4);
+        assert!(of_keys[0] == 1.0 / 127.0 && of_keys[1].is_nan() && of_keys[2..] == [0.0, 0.0]);
+        let of_values = gpu.read(scales + (4 * (2 * PAGE + 3)) as u64, 2);
+        assert!(of_values[0].is_nan() && of_values[1] == 0.5 / 127.0, "{of_values:?}");
+    }
     finished();
 }
 

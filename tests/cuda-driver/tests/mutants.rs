@@ -12,7 +12,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use attention::Setup;
 use common::Gpu;
 use tramontane_kernels::cases::{AttentionCase, MatmulCase, Numbers, assert_close};
-use tramontane_kernels::cuda::{self, Element, Matmul, Norm, Packed, TopScratch};
+use tramontane_kernels::cuda::{self, Cached, Element, Matmul, Norm, Packed, TopScratch};
 use tramontane_kernels::reference;
 
 /// A planted bug.
@@ -384,7 +384,7 @@ fn attention(gpu: &Gpu<'_>, n: usize, start: usize, n_heads: usize) {
         softcap: None,
         alibi: false,
     };
-    let setup = Setup::new(case, Element::F16);
+    let setup = Setup::new(case, Cached::Float(Element::F16));
     let got = setup.try_run(gpu).unwrap_or_else(|e| panic!("{e}"));
     assert_close(&got, &setup.want, setup.tolerance(), "attention");
 }

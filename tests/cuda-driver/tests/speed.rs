@@ -4,7 +4,9 @@
 use std::fmt::Write as _;
 
 use tramontane_kernels::cpu::elementwise::{Activation, Rope, RopeStyle};
-use tramontane_kernels::cuda::{self, AttendArgs, Element, Launch, Matmul, Norm, PackedMatmul};
+use tramontane_kernels::cuda::{
+    self, AttendArgs, Cached, Element, Launch, Matmul, Norm, PackedMatmul,
+};
 use tramontane_kernels::packed::Format;
 
 /// Mistral 7B v0.3.
@@ -75,11 +77,11 @@ impl Token {
         }
         let heads = cuda::CacheHeads { n_kv_heads: KV_HEADS, k_dim: HEAD_DIM, v_dim: HEAD_DIM };
         self.run(
-            &[cuda::store(Element::F16, 0, [0, 0], heads, [PAST, 1])],
+            &[cuda::store(Cached::Float(Element::F16), 0, [0, 0], heads, [PAST, 1])],
             12 * KV_HEADS * HEAD_DIM,
         );
         let args = AttendArgs {
-            element: Element::F16,
+            element: Cached::Float(Element::F16),
             pages: 0,
             q: 0,
             out: 0,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tramontane_kernels::Isa;
 use tramontane_kernels::cases::{AttentionCase, Numbers};
 use tramontane_kernels::cpu::attention::{Attention, BLOCK, KvBlock, KvFormat, KvShape, KvView};
-use tramontane_kernels::cuda::{self, AttendArgs, CacheHeads, Element, PAGE};
+use tramontane_kernels::cuda::{self, AttendArgs, CacheHeads, Cached, Element, PAGE};
 use tramontane_kernels::reference;
 
 use crate::common::{Gpu, rounded};
@@ -13,7 +13,7 @@ use crate::common::{Gpu, rounded};
 /// Inputs of one case, and what the reference makes of them.
 pub(crate) struct Setup {
     pub(crate) case: AttentionCase,
-    element: Element,
+    element: Cached,
     q: Vec<f32>,
     k: Vec<f32>,
     v: Vec<f32>,
@@ -22,13 +22,13 @@ pub(crate) struct Setup {
 }
 
 impl Setup {
-    pub(crate) fn new(case: AttentionCase, element: Element) -> Self {
+    pub(crate) fn new(case: AttentionCase, element: Cached) -> Self {
         let mut numbers = Numbers::new((case.n * 31 + case.start * 7 + case.k_dim) as u64);
         let total = case.start + case.n;
         let (k_width, v_width) = (case.n_kv_heads * case.k_dim, case.n_kv_heads * case.v_dim);
         let q = numbers.normal(case.n * case.n_heads * case.k_dim);
-        let k = rounded(element, &numbers.normal(total * k_width));
-        let v = rounded(element, &numbers.normal(total * v_width));
+        let k = stored(element, &numbers.normal(total * k_width));
+        let v = stored(element, &numbers.normal(total * v_width));
         let slopes: Vec<f32> = (0..case.n_heads).map(|h| 0.5f32.powi(h as i32 % 8 + 1)).collect();
         let mut setup = Self { case, element, q, k, v, slopes, want: Vec::new() };
         setup.want = setup.reference();
@@ -38,7 +38,12 @@ impl Setup {
     fn reference(&self) -> Vec<f32> {
         let c = &self.case;
         let (n_kv_heads, k_dim, v_dim) = (c.n_kv_heads, c.k_dim, c.v_dim);
-        let shape = KvShape { n_kv_heads, k_dim, v_dim, format: KvFormat::F32 };
+        // In 8 bits the reference rounds as the device does.
+        let format = match self.element {
+            Cached::Float(_) => KvFormat::F32,
+            Cached::Q8 => KvFormat::Q8,
+        };
+        let shape = KvShape { n_kv_heads, k_dim, v_dim, format };
         let rows = |dim| BLOCK * n_kv_heads * dim;
         let block = |(k, v): (&[f32], &[f32])| {
             let mut block = KvBlock::new(shape);
@@ -119,13 +124,22 @@ impl Setup {
 
     /// The largest error that rounding may make: f32 sums alone, or 16-bit queries and weights on tensor cores.
     pub(crate) fn tolerance(&self) -> f32 {
-        let tensor_cores = self.element != Element::F32 && self.case.n > 8 && self.case.k_dim >= 64;
+        let tensor_cores =
+            self.element != Cached::Float(Element::F32) && self.case.n > 8 && self.case.k_dim >= 64;
         match (tensor_cores, self.element) {
             (false, _) => 2e-5,
             // Scores of size 1 come from queries rounded to 11 or 8 bits, weights are rounded likewise, and the
             // values they average are of size 1 to 4.
-            (true, Element::F16) => 4.0 * 2.0 / 2048.0,
-            (true, _) => 4.0 * 2.0 / 256.0,
+            (true, Cached::Float(Element::Bf16)) => 4.0 * 2.0 / 256.0,
+            (true, Cached::Float(_) | Cached::Q8) => 4.0 * 2.0 / 2048.0,
         }
+    }
+}
+
+/// Values as the cache keeps them; in 8 bits the reference's own cache does that.
+fn stored(element: Cached, values: &[f32]) -> Vec<f32> {
+    match element {
+        Cached::Float(element) => rounded(element, values),
+        Cached::Q8 => values.to_vec(),
     }
 }
