@@ -4,6 +4,12 @@
 #[path = "common/attention.rs"]
 mod attention;
 mod common;
+#[path = "kernels/experts.rs"]
+mod experts;
+#[path = "kernels/mamba.rs"]
+mod mamba;
+#[path = "common/experts.rs"]
+mod mixtures;
 #[path = "common/packed.rs"]
 mod packed;
 
@@ -415,7 +421,7 @@ fn every_kernel_can_be_read_and_is_in_the_table_of_resources() {
 }
 
 /// The tests above that launch kernels.
-const TESTS: usize = 10;
+const TESTS: usize = 19;
 
 /// Called at the end of each test that launches kernels: after the last of them, all kernels must have run.
 fn finished() {

@@ -1,8 +1,7 @@
 //! The kernels of a Mamba-2 mixer, with every shape of the shared table, on the emulated device, against the reference.
 
-mod common;
-
-use common::Gpu;
+use crate::common::Gpu;
+use crate::finished;
 use tramontane_kernels::cases::{MAMBA, Numbers, assert_close, assert_same_bits};
 use tramontane_kernels::cpu::mamba::{Mamba, Weights};
 use tramontane_kernels::cuda::{self, MambaWeights};
@@ -54,6 +53,7 @@ fn mamba_agrees_with_the_reference() {
         }
         println!("mamba {m:?}: max error {worst:e}");
     }
+    finished();
 }
 
 #[test]
@@ -65,6 +65,7 @@ fn how_a_text_is_cut_does_not_matter() {
             assert_same_bits(&run(m, &all, true, &x, cut), &whole, "cut");
         }
     }
+    finished();
 }
 
 #[test]
@@ -74,4 +75,5 @@ fn a_time_step_that_is_no_number_shows() {
     x[m.in_dim() - 1] = f32::NAN;
     let got = run(m, &weights(m), true, &x, 2);
     assert!(got.iter().filter(|x| x.is_nan()).count() > m.head_dim);
+    finished();
 }

@@ -1,14 +1,9 @@
 //! The kernels of a mixture of experts, with every mixture of the shared table, on the emulated device, against the
 //! reference.
 
-mod common;
-#[path = "common/experts.rs"]
-mod experts;
-#[path = "common/packed.rs"]
-mod packed;
-
-use common::{Gpu, has_run};
-use experts::Mixture;
+use crate::common::Gpu;
+use crate::finished;
+use crate::mixtures::{self, Mixture};
 use tramontane_kernels::cases::{EXPERTS, ExpertsCase, assert_close};
 use tramontane_kernels::cuda::{self, Choice, Element, Pairs, Weights};
 
@@ -30,6 +25,7 @@ fn the_choice_is_that_of_the_reference() {
         let weights = gpu.read(pairs.weights, pairs.len());
         assert_close(&weights, &mixture.weights, 2e-6, &format!("{case:?}"));
     }
+    finished();
 }
 
 #[test]
@@ -48,6 +44,7 @@ fn pairs_stand_in_the_order_of_their_experts() {
         assert_eq!(gpu.numbers(pairs.tokens, pairs.len()), tokens, "{case:?}");
         assert_eq!(gpu.numbers(pairs.starts, case.n_experts + 1), starts, "{case:?}");
     }
+    finished();
 }
 
 #[test]
@@ -60,9 +57,7 @@ fn the_products_are_those_of_the_reference() {
         }
         println!("experts {weights:?}: max error {worst:e}");
     }
-    for kernel in cuda::kernels().filter(|k| k.starts_with("experts_")) {
-        assert!(has_run(kernel), "{kernel} did not run");
-    }
+    finished();
 }
 
 /// A choice among outputs that are no numbers, or infinite, stays within the experts, and shows in the weights.
@@ -71,21 +66,23 @@ fn outputs_that_are_no_numbers_choose_experts_that_exist() {
     let case = ExpertsCase { groups: Some((2, 1)), ..EXPERTS[0] };
     for (softmax, bad) in [(true, f32::NAN), (false, f32::NAN), (true, f32::NEG_INFINITY)] {
         let gpu = Gpu::new();
-        let pairs = experts::pairs(&gpu, &case);
-        let choice = Choice { softmax, ..experts::choice(&case, 0) };
+        let pairs = mixtures::pairs(&gpu, &case);
+        let choice = Choice { softmax, ..mixtures::choice(&case, 0) };
         gpu.run(&[cuda::route(&choice, gpu.floats(&[bad; 8]), &pairs)]);
         let chosen = gpu.numbers(pairs.chosen, 2);
         assert!(chosen[0] < chosen[1] && chosen[1] < 8, "{chosen:?}");
         assert!(gpu.read(pairs.weights, 2).iter().all(|w| w.is_nan()), "{bad}, {softmax}");
     }
+    finished();
 }
 
 #[test]
 fn ties_go_to_the_lower_number() {
     let gpu = Gpu::new();
     let case = EXPERTS[0];
-    let pairs: Pairs = experts::pairs(&gpu, &case);
-    gpu.run(&[cuda::route(&experts::choice(&case, 0), gpu.floats(&[1.0; 8]), &pairs)]);
+    let pairs: Pairs = mixtures::pairs(&gpu, &case);
+    gpu.run(&[cuda::route(&mixtures::choice(&case, 0), gpu.floats(&[1.0; 8]), &pairs)]);
     assert_eq!(gpu.numbers(pairs.chosen, 2), [0, 1]);
     assert_eq!(gpu.read(pairs.weights, 2), [1.25, 1.25]);
+    finished();
 }
