@@ -104,6 +104,35 @@ fn lines_of_json_give_the_ids_of_mistral_common() {
 }
 
 #[test]
+fn gaps_are_laid_out_as_by_mistral_common() {
+    let vectors = std::fs::read_to_string(files::data().join("fim.jsonl")).unwrap();
+    let lines: Vec<Value> = vectors.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    for name in ["spm_v2", "spm_v3", "tekken_240911_v3"] {
+        let dir = files::folder(name);
+        let model = dir.path().to_str().unwrap();
+        let lines: Vec<&Value> = lines.iter().filter(|line| line["tokenizer"] == name).collect();
+        let question = |line: &&Value| {
+            let suffix = line["suffix"].as_str().unwrap_or_default();
+            format!("{}\n", json!({"text": line["prompt"], "suffix": suffix}))
+        };
+        let input: String = lines.iter().map(question).collect();
+        let answers = stdout(&["-m", model, "--jsonl"], &input);
+        for (answer, line) in answers.lines().zip(&lines) {
+            let answer: Value = serde_json::from_str(answer).unwrap();
+            assert_eq!(answer["ids"], line["ids"], "{line}");
+        }
+        assert_eq!(answers.lines().count(), 4);
+    }
+    let dir = files::folder("spm_v2");
+    let model = dir.path().to_str().unwrap();
+    let output = tokenize(&["-m", model, "--ids", "a", "--suffix", ""], b"");
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), "1,0,0,1032\n");
+    assert!(String::from_utf8(output.stderr).unwrap().contains("[SUFFIX]"));
+    let (code, stderr) = failure(&["a", "--suffix", "b"], b"");
+    assert!(code == 64 && stderr.contains("codestral-22b"), "{stderr}");
+}
+
+#[test]
 fn every_kind_of_file_alone_is_enough() {
     for name in ["spm_v3", "spm_v3.json", "tekken_240911_v3"] {
         let dir = files::folder(name);

@@ -9,10 +9,10 @@ use serde_json::json;
 use tramontane::Error;
 use tramontane::error::{Result, printable};
 use tramontane::hub::{self, HubOptions, ModelRef};
-use tramontane::tokenizer::Tokenizer;
+use tramontane::tokenizer::{FillIn, Tokenizer};
 
 use super::generate::print;
-use super::talk::LoadBar;
+use super::talk::{self, LoadBar};
 
 /// Turn text into token ids, or ids into text
 ///
@@ -30,7 +30,7 @@ pub(super) struct Args {
     #[arg(short, long, env = "TRAMONTANE_MODEL", value_name = "MODEL")]
     model: Option<String>,
 
-    /// Read {"text": …, "special": bool?} from each line of stdin, and answer each with {"ids": […]}
+    /// Read {"text": …, "special": bool?, "suffix": …?} from each line of stdin, and answer each with {"ids": […]}
     #[arg(long, env = "TRAMONTANE_JSONL")]
     jsonl: bool,
 
@@ -45,6 +45,10 @@ pub(super) struct Args {
     /// Read control tokens such as </s> in the text as what they are; with --decode, write them out
     #[arg(long, env = "TRAMONTANE_SPECIAL")]
     special: bool,
+
+    /// Lay out a text with a gap before this one, as generate --suffix does
+    #[arg(long, value_name = "TEXT", env = "TRAMONTANE_SUFFIX", conflicts_with_all = ["decode", "bos", "special"])]
+    suffix: Option<String>,
 
     /// Print only the ids, in one line with commas between, as --ids of other commands takes them
     #[arg(long, conflicts_with = "jsonl")]
@@ -69,6 +73,7 @@ struct Line {
     text: Option<String>,
     ids: Option<Vec<u32>>,
     special: Option<bool>,
+    suffix: Option<String>,
 }
 
 pub(super) fn run(args: Args) -> Result<ExitCode> {
@@ -82,7 +87,20 @@ pub(super) fn run(args: Args) -> Result<ExitCode> {
             if args.json { json!({ "text": text }).to_string() } else { text }
         ))?;
     } else {
-        let ids = args.to_ids(&tokenizer, &args.input()?, args.special)?;
+        let text = args.input()?;
+        let ids = match &args.suffix {
+            Some(suffix) => {
+                let way = FillIn::of(&tokenizer)?;
+                if !way.lacks().is_empty() && !args.quiet {
+                    let lacks = way.lacks().join(" and ");
+                    talk::say(&format!(
+                        "warning: the tokenizer has no {lacks}: <unk> stands for them"
+                    ));
+                }
+                way.encode(&text, suffix)?
+            }
+            None => args.to_ids(&tokenizer, &text, args.special)?,
+        };
         print(&args.shown(&tokenizer, &ids))?;
     }
     Ok(ExitCode::SUCCESS)
@@ -189,7 +207,11 @@ impl Args {
             return Ok(json!({ "text": self.to_text(tokenizer, &ids, special)? }));
         }
         let text = line.text.ok_or_else(|| missing("text"))?;
-        Ok(json!({ "ids": self.to_ids(tokenizer, &text, special)? }))
+        let ids = match line.suffix.as_ref().or(self.suffix.as_ref()) {
+            Some(suffix) => FillIn::of(tokenizer)?.encode(&text, suffix)?,
+            None => self.to_ids(tokenizer, &text, special)?,
+        };
+        Ok(json!({ "ids": ids }))
     }
 }
 
