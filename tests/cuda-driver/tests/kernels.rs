@@ -12,6 +12,8 @@ mod mamba;
 mod mixtures;
 #[path = "common/packed.rs"]
 mod packed;
+#[path = "common/recurrence.rs"]
+mod recurrence;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
