@@ -248,6 +248,25 @@ fn auto_takes_the_cpu_where_a_self_test_fails() {
 }
 
 #[test]
+fn layers_that_few_families_have_are_tested_before_they_are_used() {
+    if is_real() {
+        return;
+    }
+    for (name, kernel, says) in [
+        ("mixtral", "combine", "`experts`"),
+        ("nemotron_h_moe", "mamba_norm", "`mamba`"),
+        ("deepseek_v3", "copy_blocks", "`copy_blocks`"),
+    ] {
+        let folder = folder(name);
+        let args = ["generate", "-m", folder.to_str().unwrap(), "--ids", "1,2,3", "-n", "1"];
+        let args = [&args[..], &["--device", "cuda", "--json"]].concat();
+        let (output, _) = run(&format!("skip={kernel}"), &args);
+        assert_eq!(output.status.code(), Some(1), "{name}: {}", stderr(&output));
+        assert!(stderr(&output).contains(says), "{name}: {}", stderr(&output));
+    }
+}
+
+#[test]
 fn auto_takes_the_cpu_where_memory_ends_while_loading() {
     falls_back("alloc_fails=3", "no room");
     // Past the self-test: while the weights come in, and in the midst of the text.

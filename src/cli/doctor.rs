@@ -60,9 +60,10 @@ fn cuda() -> Value {
             (Format::F16, KvFormat::F16),
             (Format::Bf16, KvFormat::F16),
             (Format::Q8, KvFormat::F16),
-            (Format::Q4, KvFormat::F16),
+            (Format::Q4, KvFormat::Q8),
         ] {
-            device.self_test(format, kv, cuda::HeadShape { head_dim: 128, group: 4 })?;
+            let heads = cuda::HeadShape { head_dim: 128, v_dim: 128, group: 4 };
+            device.self_test(format, kv, heads)?;
         }
         Ok(())
     };

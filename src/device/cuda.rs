@@ -39,6 +39,7 @@ pub(super) fn open(
     for heads in cuda::head_shapes(&request.architecture) {
         device.self_test(request.stored, request.kv, heads)?;
     }
+    device.self_test_layers(request.stored, &request.architecture)?;
     let name = device.name();
     let (architecture, checkpoint) = (request.architecture.clone(), &request.checkpoint);
     let graph = Graph::load(device, architecture, checkpoint, request.format, progress)?;

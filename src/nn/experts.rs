@@ -24,7 +24,7 @@ pub struct Experts<D: Ops> {
 }
 
 /// How the router's outputs become experts and weights.
-struct Choice {
+pub(crate) struct Choice {
     router: Router,
     n_active: usize,
     /// Added to the scores for the choice; empty if nothing is.
@@ -73,7 +73,7 @@ impl<D: Ops> Experts<D> {
         let parts = Parts { gate: Part::SharedGate, up: Part::SharedUp, down: Part::SharedDown };
         let load = |dense| Dense::load(l, at, dense, spec.gated, parts);
         let shared = spec.shared.as_ref().map(load).transpose()?;
-        let choice = Choice { router: spec.router.clone(), n_active: spec.n_active, correction };
+        let choice = Choice::new(&spec.router, spec.n_active, correction);
         Ok(Self { router, choice, together, experts, shared, hidden })
     }
 
@@ -142,11 +142,16 @@ impl<D: Ops> Experts<D> {
 }
 
 impl Choice {
+    /// `n_active` experts of those that `router` scores; `correction` is one number for each, or empty.
+    pub(crate) fn new(router: &Router, n_active: usize, correction: Vec<f32>) -> Self {
+        Self { router: router.clone(), n_active, correction }
+    }
+
     /// The chosen experts and their weights, from the router's output for each expert.
     ///
     /// Equal scores go to the lower number. An output that is not a number leaves weights that are none either, so
     /// the fault shows in the logits.
-    fn route(&self, outputs: &[f32]) -> Vec<(usize, f32)> {
+    pub(crate) fn route(&self, outputs: &[f32]) -> Vec<(usize, f32)> {
         let scores = scores(self.router.scores, outputs);
         let mut ranks = scores.clone();
         ranks.iter_mut().zip(&self.correction).for_each(|(rank, more)| *rank += more);

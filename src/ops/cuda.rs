@@ -17,7 +17,7 @@ use std::time::Instant;
 
 use tramontane_kernels::cuda as kernels;
 use tramontane_models::Architecture;
-use tramontane_models::spec::{Attention, Mlp};
+use tramontane_models::spec::{Mixer, Mlp};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::nn::graph::check_mixers;
@@ -136,6 +136,25 @@ impl Cuda {
         selftest::run(self, format, kv, heads)
     }
 
+    /// The same for the layers of `architecture` that are not attention or plain MLPs: experts and Mamba-2, each in a small
+    /// shape of the kind that the model has first.
+    ///
+    /// # Errors
+    ///
+    /// As [`Cuda::self_test`].
+    pub fn self_test_layers(&self, format: Format, architecture: &Architecture) -> Result<()> {
+        let experts = architecture.layers.iter().find_map(|layer| match layer.mlp.as_ref()? {
+            Mlp::Experts(experts) => Some(experts),
+            Mlp::Gated(_) | Mlp::Plain(_) => None,
+        });
+        let mamba = architecture.layers.iter().find_map(|layer| match layer.mixer.as_ref()? {
+            Mixer::Mamba(shape) => Some(shape),
+            Mixer::Attention(_) | Mixer::Latent(_) => None,
+        });
+        experts.map_or(Ok(()), |spec| selftest::families::experts(self, format, spec))?;
+        mamba.map_or(Ok(()), |shape| selftest::families::mamba(self, shape))
+    }
+
     /// Refuses a model that needs a kernel which does not exist.
     ///
     /// # Errors
@@ -211,17 +230,26 @@ impl Cuda {
 /// What decides which kernels attention uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct HeadShape {
-    /// Elements of a head.
+    /// Elements of a query or key.
     pub head_dim: usize,
+    /// Elements of a value.
+    pub v_dim: usize,
     /// Query heads for each key/value head.
     pub group: usize,
 }
 
 /// The shapes of heads that occur in a model, each once.
 pub(crate) fn head_shapes(architecture: &Architecture) -> BTreeSet<HeadShape> {
-    let attention = architecture.layers.iter().filter_map(|layer| layer.attention());
-    let shape = |a: &Attention| HeadShape { head_dim: a.head_dim, group: a.n_heads / a.n_kv_heads };
-    attention.map(shape).collect()
+    let shape = |mixer: &Mixer| match mixer {
+        Mixer::Attention(a) => {
+            let (head_dim, group) = (a.head_dim, a.n_heads / a.n_kv_heads);
+            Some(HeadShape { head_dim, v_dim: head_dim, group })
+        }
+        Mixer::Latent(l) => Some(HeadShape { head_dim: l.k_dim(), v_dim: l.v_dim, group: 1 }),
+        Mixer::Mamba(_) => None,
+    };
+    let mixers = architecture.layers.iter().filter_map(|layer| layer.mixer.as_ref());
+    mixers.filter_map(shape).collect()
 }
 
 fn too_wide(head_dim: usize) -> Error {

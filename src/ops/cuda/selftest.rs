@@ -2,6 +2,8 @@
 //!
 //! A device whose driver compiles a kernel wrongly, or whose memory is broken, is found before it writes nonsense.
 
+pub(super) mod families;
+
 use std::sync::Arc;
 
 use half::{bf16, f16};
@@ -11,7 +13,9 @@ use tramontane_models::spec::{Activation, RopeStyle};
 use super::{Cuda, HeadShape};
 use crate::checkpoint::{Bytes, TensorData};
 use crate::error::{Error, ErrorKind, Result};
-use crate::ops::{AttendShape, Cpu, Format, Heads, KvFormat, KvShape, NormWeight, Ops, Rotation};
+use crate::ops::{
+    AttendShape, Blocks, Cpu, Format, Heads, KvFormat, KvShape, NormWeight, Ops, Rotation, Stride,
+};
 
 /// Results of one device, with the names of the operations.
 type Results = Vec<(&'static str, Vec<f32>)>;
@@ -28,13 +32,22 @@ pub(super) fn run(cuda: &Cuda, format: Format, kv: KvFormat, heads: HeadShape) -
     let plan = Plan { format, kv, heads };
     let got = results(cuda, plan)?;
     let want = results(&Cpu::new(Some(1))?, plan)?;
-    // Tensor cores take inputs rounded to the weights' type; for q4 the CPU rounds them to 8 bits.
-    let tolerance = match (format, kv) {
+    compare(cuda, &got, &want, tolerance(format, kv))
+}
+
+/// How far results may be apart. Tensor cores take inputs rounded to the weights' type; for q4 the CPU rounds them to 8
+/// bits.
+fn tolerance(format: Format, kv: KvFormat) -> f32 {
+    match (format, kv) {
         (Format::Bf16 | Format::Q4, _) => 5e-2,
         (Format::F16 | Format::Q8, _) | (_, KvFormat::F16 | KvFormat::Q8) => 1e-2,
         (Format::F32 | Format::Auto, KvFormat::F32 | KvFormat::Auto) => 1e-4,
-    };
-    for ((name, got), (_, want)) in got.iter().zip(&want) {
+    }
+}
+
+/// Compares the device's results with the CPU's.
+fn compare(cuda: &Cuda, got: &Results, want: &Results, tolerance: f32) -> Result<()> {
+    for ((name, got), (_, want)) in got.iter().zip(want) {
         for (got, want) in got.iter().zip(want) {
             let close = (got - want).abs() <= tolerance * (1.0 + want.abs());
             if !close {
@@ -154,13 +167,16 @@ fn rows<D: Ops>(d: &D, all: &mut Results) -> Result<()> {
     d.gather(&x, width, &[4, 1], &mut picked)?;
     d.scatter_add(&picked, width, &[0, 3], &[0.5, -1.0], &mut x)?;
     all.push(("gather", download(d, &picked)?));
+    let (from, to) = (Stride { start: 8, step: width }, Stride { start: 4, step: 20 });
+    d.copy_blocks(&Blocks { width: 16, count: 4, repeat: 2, from, to }, &x, &mut picked)?;
+    all.push(("copy_blocks", download(d, &picked)?));
     all.push(("scatter_add", download(d, &x)?));
     Ok(())
 }
 
 /// Rotation, the cache, and attention of `n` queries behind 70 positions.
 fn attention<D: Ops>(d: &D, plan: Plan, n: usize, all: &mut Results) -> Result<()> {
-    let HeadShape { head_dim, group } = plan.heads;
+    let HeadShape { head_dim, v_dim, group } = plan.heads;
     let (n_heads, n_kv_heads, past) = (2 * group, 2, 70);
     let total = past + n;
     let rotary_dim = head_dim / 2 * 2;
@@ -168,21 +184,21 @@ fn attention<D: Ops>(d: &D, plan: Plan, n: usize, all: &mut Results) -> Result<(
     let cos = upload(d, &angles.iter().map(|a| a.cos()).collect::<Vec<_>>())?;
     let sin = upload(d, &angles.iter().map(|a| a.sin()).collect::<Vec<_>>())?;
     let mut k = upload(d, &values(total * n_kv_heads * head_dim, 6))?;
-    let v = upload(d, &values(total * n_kv_heads * head_dim, 7))?;
+    let v = upload(d, &values(total * n_kv_heads * v_dim, 7))?;
     for style in [RopeStyle::Halves, RopeStyle::Interleaved] {
         let rotation = Rotation { cos: &cos, sin: &sin, rotary_dim, style };
         let heads = Heads { n_heads: n_kv_heads, head_dim, offset: 0 };
         d.rotate(&rotation, heads, &mut k, total)?;
     }
     all.push(("rotate", download(d, &k)?));
-    let (k_dim, v_dim) = (head_dim, head_dim);
+    let k_dim = head_dim;
     let mut kv = d.kv(KvShape { n_kv_heads, k_dim, v_dim, window: None, format: plan.kv })?;
     d.store(&mut kv, &k, &v, total, 0)?;
     let q = upload(d, &values(n * n_heads * head_dim, 8))?;
     let scale = 1.0 / (head_dim as f32).sqrt();
     let slopes = (0..n_heads).map(|head| 0.5 / (1 + head) as f32).collect();
     for (window, alibi) in [(None, None), (Some(40), Some(slopes))] {
-        let mut out = d.buffer(n * n_heads * head_dim)?;
+        let mut out = d.buffer(n * n_heads * v_dim)?;
         let shape = AttendShape { n_heads, n_kv_heads, k_dim, v_dim, scale, window, alibi };
         d.attend(&shape, &q, n, past, &kv, &mut out)?;
         all.push(("attend", download(d, &out)?));
