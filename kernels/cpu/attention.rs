@@ -769,10 +769,10 @@ impl<E: Element> Mix<'_, E> {
             let sums = sums[place(r)].as_chunks::<LANES>().0;
             unroll!(v in 0..V => { totals[r][v] = s.load(&sums[v]); });
         });
-        let end = self.seen.end;
-        assert!(end <= BLOCK && end * self.dim <= self.values.len());
+        let seen = self.seen.clone();
+        assert!(seen.end <= BLOCK && seen.end * self.dim <= self.values.len());
         assert!(at + V * LANES <= self.dim, "elements of values");
-        for p in self.seen.start..end {
+        for p in seen {
             // SAFETY: the row of each place is inside, and the elements are inside the row.
             let values =
                 unsafe { &*self.values.as_ptr().add(p * self.dim + at).cast::<[[E; LANES]; V]>() };
