@@ -287,7 +287,12 @@ fn nearest_codes() -> [i8; 64] {
 /// Factors between the extreme value of a group and the end of the codes that are tried, for either sign.
 const TRIES: [f32; 6] = [0.82, 0.91, 1.0, 1.09, 1.18, 1.27];
 
-/// For each row, the scale with the least square error over a group.
+/// For each row, the scale with the least weighted square error over a group.
+///
+/// The weight of an error is the magnitude of the value that it is made on, plus the mean magnitude of the group: of
+/// all weights, the large ones do most to an output. On the built-in model this brings the KL divergence from 0.0130
+/// to 0.0128 and the perplexity from 78.1 to 77.9 (77.4 in f32), where equal importance leaves the error itself 1 %
+/// smaller.
 ///
 /// The extreme value of the group is laid near the upper end of the codes, then near the lower end (with a
 /// negative scale); for each of several places around the end, the values go to their nearest codes, and the best
@@ -312,12 +317,21 @@ fn best_scales<S: Simd>(
 fn best_scales_of_eight<S: Simd>(s: S, w: &[S::F; Q4_COLUMNS], nearest: &[i8; 64]) -> S::F {
     let zero = s.splat(0.0);
     // The value of largest magnitude, with its sign; a NaN or infinity ends up in the scale.
-    let (mut extreme, mut top, mut not_finite) = (zero, zero, zero);
-    for &w in w {
+    let (mut extreme, mut top, mut not_finite, mut sum) = (zero, zero, zero, zero);
+    let mut importance = [zero; Q4_COLUMNS];
+    for (importance, &w) in importance.iter_mut().zip(w) {
         let magnitude = s.max(s.sub(zero, w), w);
         extreme = s.if_less(top, magnitude, w, extreme);
         top = s.max(magnitude, top);
         not_finite = s.mul_add(w, zero, not_finite);
+        sum = s.add(magnitude, sum);
+        *importance = magnitude;
+    }
+    let mean = s.mul(sum, s.splat(1.0 / Q4_COLUMNS as f32));
+    let mut weighted = *w;
+    for (importance, weighted) in importance.iter_mut().zip(&mut weighted) {
+        *importance = s.add(*importance, mean);
+        *weighted = s.mul(*importance, *weighted);
     }
     let (mut best_gain, mut best) = (zero, zero);
     for end in [f32::from(CODES[15]), f32::from(CODES[0])] {
@@ -326,12 +340,10 @@ fn best_scales_of_eight<S: Simd>(s: S, w: &[S::F; Q4_COLUMNS], nearest: &[i8; 64
             let inverse = s.if_less(zero, top, s.div(s.splat(end * factor), extreme), zero);
             // Two sums each, so that neighbours need not wait for each other.
             let (mut dots, mut squares) = ([zero; 2], [zero; 2]);
-            for pair in w.as_chunks::<2>().0 {
-                for (i, &w) in pair.iter().enumerate() {
-                    let code = s.nearest(s.mul(w, inverse), nearest);
-                    dots[i] = s.mul_add(w, code, dots[i]);
-                    squares[i] = s.mul_add(code, code, squares[i]);
-                }
+            for (i, &w) in w.iter().enumerate() {
+                let code = s.nearest(s.mul(w, inverse), nearest);
+                dots[i % 2] = s.mul_add(weighted[i], code, dots[i % 2]);
+                squares[i % 2] = s.mul_add(s.mul(importance[i], code), code, squares[i % 2]);
             }
             let (dot, square) = (s.add(dots[0], dots[1]), s.add(squares[0], squares[1]));
             // With scale dot / square, the square error falls by dot² / square.
