@@ -8,72 +8,18 @@
 #[expect(dead_code, reason = "each test file uses its part")]
 mod tiny;
 
+#[path = "common/large.rs"]
+mod large;
+
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use serde_json::{Value, json};
-use tiny::{Tensor, safetensors};
+use large::{CONTEXT, KV_DIM, LAYERS};
+use tiny::Tensor;
 
-const HIDDEN: usize = 1024;
-const INNER: usize = 4096;
-const VOCAB: usize = 32_000;
-const LAYERS: usize = 8;
 /// What may come on top of the weights, their largest tensor and the cache: the program itself, its threads, its
 /// buffers.
 const BESIDES: u64 = 150_000_000;
-
-fn config(fp8: bool) -> Value {
-    let mut config = json!({
-        "architectures": ["MistralForCausalLM"], "vocab_size": VOCAB, "hidden_size": HIDDEN,
-        "intermediate_size": INNER, "num_hidden_layers": LAYERS, "num_attention_heads": 16,
-        "num_key_value_heads": 4, "head_dim": 64, "hidden_act": "silu", "max_position_embeddings": 256,
-        "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": false,
-    });
-    if fp8 {
-        config["quantization_config"] = json!({ "quant_method": "fp8", "fmt": "e4m3" });
-    }
-    config
-}
-
-/// A matrix of small numbers in bf16, or in 8-bit floats with its scale.
-fn matrix(name: &str, rows: usize, cols: usize, fp8: bool) -> Vec<Tensor> {
-    let (name, shape, n) = (format!("{name}.weight"), vec![rows, cols], rows * cols);
-    if !fp8 {
-        // Numbers around 0.01 of either sign.
-        let bits =
-            |i: usize| 0x3c00 | (((i * 2_654_435_761) >> 7) & 0xff) as u16 | ((i as u16 & 1) << 15);
-        let data = (0..n).flat_map(|i| bits(i).to_le_bytes()).collect();
-        return vec![Tensor { name, dtype: "BF16", shape, data }];
-    }
-    let data = (0..n).map(|i| 0x30 | ((i * 7) & 0xf) as u8 | ((i as u8 & 1) << 7)).collect();
-    let scale = Tensor::f32(&name.replace("weight", "weight_scale_inv"), &[1, 1], &[0.01]);
-    vec![Tensor { name, dtype: "F8_E4M3", shape, data }, scale]
-}
-
-fn tensors(fp8: bool) -> Vec<Tensor> {
-    let mut all = matrix("model.embed_tokens", VOCAB, HIDDEN, false);
-    all.extend(matrix("lm_head", VOCAB, HIDDEN, false));
-    let ones = vec![1.0; HIDDEN];
-    all.push(Tensor::f32("model.norm.weight", &[HIDDEN], &ones));
-    for layer in 0..LAYERS {
-        let name = |part: &str| format!("model.layers.{layer}.{part}");
-        for norm in ["input_layernorm.weight", "post_attention_layernorm.weight"] {
-            all.push(Tensor::f32(&name(norm), &[HIDDEN], &ones));
-        }
-        for (part, rows, cols) in [
-            ("self_attn.q_proj", 1024, HIDDEN),
-            ("self_attn.k_proj", 256, HIDDEN),
-            ("self_attn.v_proj", 256, HIDDEN),
-            ("self_attn.o_proj", HIDDEN, 1024),
-            ("mlp.gate_proj", INNER, HIDDEN),
-            ("mlp.up_proj", INNER, HIDDEN),
-            ("mlp.down_proj", HIDDEN, INNER),
-        ] {
-            all.extend(matrix(&name(part), rows, cols, fp8));
-        }
-    }
-    all
-}
 
 /// The most memory that the program uses while it loads the model and writes some tokens, as the system counts it.
 fn peak(model: &str) -> u64 {
@@ -96,7 +42,7 @@ fn peak(model: &str) -> u64 {
 
 /// Peak memory of the program, and what it may be.
 fn measure(fp8: bool) -> (u64, u64) {
-    let tensors = tensors(fp8);
+    let tensors = large::tensors(fp8);
     let bytes = |tensor: &Tensor| {
         // 8-bit floats are widened to bf16.
         tensor.data.len() as u64 * if tensor.dtype == "F8_E4M3" { 2 } else { 1 }
@@ -104,12 +50,11 @@ fn measure(fp8: bool) -> (u64, u64) {
     let weights: u64 = tensors.iter().map(bytes).sum();
     let largest = tensors.iter().map(bytes).max().unwrap();
     let folder = tempfile::tempdir().unwrap();
-    std::fs::write(folder.path().join("config.json"), config(fp8).to_string()).unwrap();
-    std::fs::write(folder.path().join("model.safetensors"), safetensors(&tensors)).unwrap();
+    large::write(folder.path(), fp8, &tensors);
     drop(tensors);
     let peak = peak(&folder.path().to_string_lossy());
     // Keys and values of all layers for as many tokens as the context holds.
-    let cache = (2 * 2 * LAYERS * 256 * 256) as u64;
+    let cache = (2 * 2 * LAYERS * KV_DIM * CONTEXT) as u64;
     (peak, weights + largest + cache + BESIDES)
 }
 
