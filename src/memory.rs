@@ -117,15 +117,25 @@ pub fn weight_bytes_per_token(architecture: &Architecture, format: Format) -> u6
 /// Bytes of keys and values of `context` tokens; layers whose window slides keep only what it sees, and recurrent
 /// layers keep a state in f32 however long the text.
 fn cache_bytes(architecture: &Architecture, kv: KvFormat, context: usize) -> u64 {
+    memory_bytes(architecture, kv, context, CHUNK)
+}
+
+/// Bytes of keys, values and states that a token reads after `depth` others.
+pub fn cache_bytes_per_token(architecture: &Architecture, kv: KvFormat, depth: usize) -> u64 {
+    memory_bytes(architecture, kv, depth, 0)
+}
+
+/// Bytes of keys, values and states of `n` tokens, of which a window keeps its own length and `spare` more.
+fn memory_bytes(architecture: &Architecture, kv: KvFormat, n: usize, spare: usize) -> u64 {
     let position = |n_kv_heads: usize, k_dim: usize, v_dim: usize| {
         KvShape { n_kv_heads, k_dim, v_dim, window: None, format: kv }.position_bytes()
     };
     let bytes = |mixer: &Mixer| match mixer {
         Mixer::Attention(a) => {
-            let positions = a.window.map_or(context, |window| context.min(window + CHUNK));
+            let positions = a.window.map_or(n, |window| n.min(window + spare));
             position(a.n_kv_heads, a.head_dim, a.head_dim) * positions as u64
         }
-        Mixer::Latent(l) => position(l.n_heads, l.k_dim(), l.v_dim) * context as u64,
+        Mixer::Latent(l) => position(l.n_heads, l.k_dim(), l.v_dim) * n as u64,
         Mixer::Mamba(m) => 4 * ((m.conv_width - 1) * m.conv_dim() + m.inner() * m.state_dim) as u64,
     };
     architecture.layers.iter().filter_map(|layer| layer.mixer.as_ref()).map(bytes).sum()
@@ -214,6 +224,15 @@ mod tests {
     fn a_window_bounds_the_cache() {
         let e = Estimate::new(&tiny("100"), 0, Format::Auto, KvFormat::F16, 1_000_000);
         assert_eq!(e.cache, 2 * 2 * 2 * 16 * 2 * (100 + CHUNK as u64));
+    }
+
+    #[test]
+    fn a_token_reads_what_its_window_sees_of_the_cache() {
+        // For each of 2 heads of 2 layers: 16 elements of a key and of a value, and a scale of 4 bytes for each.
+        let position = 2 * 2 * (16 + 16 + 2 * 4);
+        let read = |window, depth| cache_bytes_per_token(&tiny(window), KvFormat::Q8, depth);
+        assert_eq!(read("null", 1000), position * 1000);
+        assert_eq!((read("100", 50), read("100", 1000)), (position * 50, position * 100));
     }
 
     #[test]

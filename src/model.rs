@@ -321,6 +321,12 @@ impl Model {
         &self.inner.info
     }
 
+    /// Bytes of keys, values and states that a token reads after `depth` others.
+    #[must_use]
+    pub fn cache_bytes_per_token(&self, depth: usize) -> u64 {
+        memory::cache_bytes_per_token(&self.inner.architecture, self.inner.kv, depth)
+    }
+
     /// What seemed odd about the model's files.
     #[must_use]
     pub fn warnings(&self) -> &[String] {

@@ -86,6 +86,19 @@ fn an_earlier_report_stands_beside_and_a_plot_is_drawn() {
 }
 
 #[test]
+fn loading_is_timed_with_the_files_in_memory_and_without() {
+    let model = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/logits/llama_gqa_sharded");
+    let record = |flags: &[&str]| {
+        let args = [&["-m", model, "-p", "4", "-n", "0", "-r", "1", "-o", "jsonl"], flags].concat();
+        serde_json::from_str::<Value>(&stdout(&bench(&args))).unwrap()
+    };
+    assert!(record(&[])["load_cold_ms"].is_null());
+    let timed = record(&["--load"]);
+    assert!(timed["load_ms"].as_f64() > Some(0.0));
+    assert_eq!(timed["load_cold_ms"].is_number(), cfg!(target_os = "linux"));
+}
+
+#[test]
 fn what_does_not_fit_the_context_is_refused() {
     let output = bench(&["-p", "100000", "-n", "0"]);
     assert_eq!(output.status.code(), Some(64));

@@ -2,8 +2,10 @@
 //!
 //! What is timed: for `pp`, the prompt's pass through the model up to the last token's logits; for `tg`, one token at a
 //! time, each up to its logits. Tokenising, sampling and detokenising are outside. Before the samples of a test there
-//! is one run that is not counted; the cache is filled up to the depth outside the timer.
+//! is one run that is not counted; the cache is filled up to the depth outside the timer. With `--load`, the model is
+//! loaded twice: with its files out of the page cache, then with them in it.
 
+mod load;
 mod machine;
 mod output;
 mod plot;
@@ -92,6 +94,10 @@ pub(super) struct Args {
     )]
     device: DeviceChoice,
 
+    /// Load the model twice, to tell how long that takes with its files out of the page cache, and in it
+    #[arg(long)]
+    load: bool,
+
     /// Form of the report on stdout
     #[arg(short, long, value_enum, default_value = "md")]
     output: Form,
@@ -144,14 +150,14 @@ pub(super) fn run(args: Args) -> Result<ExitCode> {
     let earlier = args.compare.as_deref().map(output::read_earlier).transpose()?;
     let mut records = Vec::new();
     for (format, kv, threads) in args.settings() {
-        let model = args.model_args(format, kv, threads).load()?;
+        let (model, load) = load::load(&args.model_args(format, kv, threads), args.load)?;
         let machine = machine::Machine::measure(model.info())?;
         let progress = talk::CountBar::new(
             !args.quiet,
             (tests.len() as u64) * u64::from(args.repetitions + 1),
         );
         for test in &tests {
-            records.push(run::measure(&model, *test, args.repetitions, &machine, &progress)?);
+            records.push(run::measure(&model, *test, args.repetitions, &machine, load, &progress)?);
         }
         progress.done();
         if !args.quiet {

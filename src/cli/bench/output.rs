@@ -114,6 +114,16 @@ fn table(records: &[Record], earlier: Option<&[(String, f64)]>) -> String {
          tokenising and sampling are outside the timer",
         first.engine, first.isa, first.cpu_info, first.governor, first.bandwidth_gb_s
     );
+    for r in records.iter().filter(|r| r.load_cold_ms.is_some()) {
+        let cold = r.load_cold_ms.unwrap_or(r.load_ms);
+        let line = format!(
+            "loaded as {} in {:.0} ms, {cold:.0} with the files out of the page cache\n",
+            r.format, r.load_ms
+        );
+        if !out.contains(&line) {
+            out += &line;
+        }
+    }
     out
 }
 

@@ -66,7 +66,10 @@ pub(super) struct Record {
     pub(super) itl_p50_ms: Option<f64>,
     pub(super) itl_p90_ms: Option<f64>,
     pub(super) itl_p99_ms: Option<f64>,
+    /// With the files in the system's page cache, where `--load` was given; else as they happened to be.
     pub(super) load_ms: f64,
+    /// With none of the files in the page cache; only where `--load` was given.
+    pub(super) load_cold_ms: Option<f64>,
     pub(super) peak_rss_bytes: Option<u64>,
     /// Weights and cache read for one generated token.
     pub(super) bytes_per_token: Option<u64>,

@@ -6,6 +6,7 @@ use tramontane::error::Result;
 use tramontane::generate::token_hash;
 use tramontane::{KvCache, Model};
 
+use super::load::Load;
 use super::machine::{Machine, peak_rss};
 use super::record::{Record, Test};
 use super::{percentile, statistics, too_deep};
@@ -34,6 +35,7 @@ pub(super) fn measure(
     test: Test,
     repetitions: u32,
     machine: &Machine,
+    load: Load,
     bar: &CountBar,
 ) -> Result<Record> {
     let context = model.info().context;
@@ -54,7 +56,7 @@ pub(super) fn measure(
         }
         bar.advance();
     }
-    Ok(record(model, test, &samples, machine, cache_bytes(model, test)))
+    Ok(record(model, test, &samples, machine, load))
 }
 
 fn sample(model: &Model, test: Test, cache: &mut KvCache, logits: &mut Vec<f32>) -> Result<Sample> {
@@ -95,23 +97,7 @@ fn ids(model: &Model, n: usize, seed: u64) -> Vec<u32> {
     (0..n).map(|_| next()).collect()
 }
 
-/// Bytes of keys and values that one token at the test's mean depth reads.
-fn cache_bytes(model: &Model, test: Test) -> u64 {
-    let element = if model.info().kv == "f32" { 4 } else { 2 };
-    let depth = test.n_depth + test.n_prompt + test.n_gen / 2;
-    let attention = model.architecture().layers.iter().filter_map(|layer| layer.attention());
-    let read =
-        attention.map(|a| 2 * element * a.kv_dim() * a.window.map_or(depth, |w| w.min(depth)));
-    read.sum::<usize>() as u64
-}
-
-fn record(
-    model: &Model,
-    test: Test,
-    samples: &[Sample],
-    machine: &Machine,
-    cache_bytes: u64,
-) -> Record {
+fn record(model: &Model, test: Test, samples: &[Sample], machine: &Machine, load: Load) -> Record {
     let info = model.info();
     let n_tokens = (test.n_prompt + test.n_gen) as f64;
     let samples_ns: Vec<u64> = samples.iter().map(Sample::total_ns).collect();
@@ -124,6 +110,7 @@ fn record(
     let itl = |p| (!token_ms.is_empty()).then(|| percentile(&token_ms, p));
     let prompt_ms: Vec<f64> = samples.iter().map(|s| s.prompt_ns as f64 / 1e6).collect();
     let is_generation = test.n_prompt == 0;
+    let cache_bytes = model.cache_bytes_per_token(test.n_depth + test.n_gen / 2);
     let bytes_per_token = is_generation.then(|| info.weight_bytes_per_token + cache_bytes);
     let per_token = french_per_token(model);
     Record {
@@ -163,7 +150,8 @@ fn record(
         itl_p50_ms: itl(0.5),
         itl_p90_ms: itl(0.9),
         itl_p99_ms: itl(0.99),
-        load_ms: model.load_time().as_secs_f64() * 1e3,
+        load_ms: load.ms,
+        load_cold_ms: load.cold_ms,
         peak_rss_bytes: peak_rss(),
         bytes_per_token,
         bandwidth_gb_s: machine.bandwidth / 1e9,
