@@ -25,7 +25,21 @@ PACKAGES = {
     "ik_llama.cpp": ["ik-llama-cpp-python", "gguf", "numpy"],
     "llama.cpp": ["llama-cpp-python"],
     "transformers": ["transformers", "torch"],
+    "mistral.rs": ["mistralrs"],
 }
+# What mistral.rs calls its format that is nearest to ours.
+IN_SITU = {"q4": "q4k", "q8": "q8_0", "bf16": None}
+
+
+ENGINES = [*PACKAGES, "candle"]
+
+
+def engines(text):
+    """Names of engines, with commas between."""
+    unknown = [name for name in text.split(",") if name not in ENGINES]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"unknown: {', '.join(unknown)}; known: {', '.join(ENGINES)}")
+    return text.split(",")
 
 
 def python_of(engine, scratch):
@@ -68,10 +82,11 @@ def ours(a, folder, fmt):
     return speed("n_prompt"), speed("n_gen")
 
 
-def theirs(a, engine, path):
+def theirs(a, engine, path, *more):
     command = [python_of(engine, a.scratch), f"{HERE}/worker.py", engine, path, "--threads", str(a.threads)]
-    command += ["--prompt", str(a.prompt), "--generate", str(a.generate), "--depth", str(a.depth), "--kv", a.kv]
-    out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    command += ["--prompt", str(a.prompt), "--generate", str(a.generate), "--depth", str(a.depth), "--kv", a.kv, *more]
+    env = dict(os.environ, RAYON_NUM_THREADS=str(a.threads))
+    out = subprocess.run(command, check=True, capture_output=True, text=True, env=env).stdout
     record = json.loads(out.strip().splitlines()[-1])
     return record.get("prompt_t_s"), record.get("generate_t_s")
 
@@ -95,7 +110,7 @@ def main():
     parser.add_argument("--scratch", required=True, help="where environments and checkpoints are kept")
     parser.add_argument("--shape", default="1.3b", choices=["350m", "1.3b", "7b"])
     parser.add_argument("--formats", default="q4,q8,bf16", type=lambda text: text.split(","))
-    parser.add_argument("--engines", default="llama.cpp,ik_llama.cpp", type=lambda text: text.split(","))
+    parser.add_argument("--engines", default="llama.cpp,ik_llama.cpp", type=engines, help=", ".join(ENGINES))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--prompt", type=int, default=512)
     parser.add_argument("--generate", type=int, default=32)
@@ -113,10 +128,13 @@ def main():
                 for name in FORMATS[fmt]:
                     path = f"{folder}-{name}.gguf"
                     runs[engine, name] = lambda engine=engine, path=path: theirs(a, engine, path)
-            elif fmt == "bf16":
-                name = "f32" if engine == "candle" else "bf16"
-                run = candle if engine == "candle" else lambda a, folder: theirs(a, "transformers", folder)
-                runs[engine, name] = lambda run=run: run(a, folder)
+            elif engine == "mistral.rs":
+                more = ["--quantization", IN_SITU[fmt]] if IN_SITU[fmt] else []
+                runs[engine, IN_SITU[fmt] or fmt] = lambda more=more: theirs(a, "mistral.rs", folder, *more)
+            elif engine == "transformers" and fmt == "bf16":
+                runs[engine, "bf16"] = lambda: theirs(a, "transformers", folder)
+            elif engine == "candle" and fmt == "bf16":
+                runs[engine, "f32"] = lambda: candle(a, folder)
         table(fmt, measure(runs, a.rounds))
 
 

@@ -2,8 +2,9 @@
 
     worker.py ENGINE MODEL --threads 2 --prompt 512 --generate 64 --depth 0 --kv f16
 
-ENGINE is `llama.cpp`, `ik_llama.cpp` or `transformers`; MODEL a GGUF file, or a folder for transformers. Every
-figure comes after an uncounted run. Only the forward passes are inside the timer, as in llama-bench.
+ENGINE is `llama.cpp`, `ik_llama.cpp`, `transformers` or `mistral.rs`; MODEL a GGUF file, or a folder for the last two.
+Every figure comes after an uncounted run. Only the forward passes are inside the timer, as in llama-bench; mistral.rs
+can only be asked for texts, and its figures are those that it reports itself.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import contextlib
 import json
 import os
 import sys
+import tempfile
 import time
 
 
@@ -18,7 +20,31 @@ def ids(n):
     return [3 + (7919 * i) % 29000 for i in range(n)]
 
 
-class Llama:
+class Forward:
+    """An engine that is given tokens: `clear` forgets all, `forward` takes some more."""
+
+    def measure(self, a):
+        self.clear()
+        self.forward(ids(32))
+        self.forward([5])
+        result = {}
+        if a.prompt:
+            self.clear()
+            self.forward(ids(a.depth))
+            start = time.perf_counter()
+            self.forward(ids(a.prompt))
+            result["prompt_t_s"] = a.prompt / (time.perf_counter() - start)
+        if a.generate:
+            self.clear()
+            self.forward(ids(max(a.depth, 1)))
+            start = time.perf_counter()
+            for token in ids(a.generate):
+                self.forward([token])
+            result["generate_t_s"] = a.generate / (time.perf_counter() - start)
+        return result
+
+
+class Llama(Forward):
     """llama.cpp and its fork ik_llama.cpp, through the C functions that their packages bind."""
 
     def __init__(self, engine, model, threads, context, kv):
@@ -73,7 +99,7 @@ class Llama:
             self.position += len(part)
 
 
-class Transformers:
+class Transformers(Forward):
     """transformers on torch, with the weights in bf16."""
 
     def __init__(self, model, threads):
@@ -88,9 +114,53 @@ class Transformers:
         self.cache = None
 
     def forward(self, tokens):
+        if not tokens:
+            return
         with self.torch.inference_mode():
             out = self.model(self.torch.tensor([tokens]), past_key_values=self.cache, use_cache=True, logits_to_keep=1)
             self.cache = out.past_key_values
+
+
+class MistralRs:
+    """mistral.rs, which packs the weights at load and counts its tokens itself."""
+
+    def __init__(self, model, quantization):
+        import mistralrs
+
+        # Of its words and their ids each is the other's name: a prompt has the length that it should have.
+        words = {f"w{i}": i for i in range(json.load(open(f"{model}/config.json"))["vocab_size"])}
+        spaces = {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}
+        tokenizer = {
+            "version": "1.0",
+            "added_tokens": [],
+            "pre_tokenizer": {"type": "WhitespaceSplit"},
+            "model": {"type": "WordLevel", "vocab": words, "unk_token": "w0"},
+            "decoder": {"type": "Sequence", "decoders": [spaces, {"type": "ByteFallback"}, {"type": "Fuse"}]},
+        }
+        self.folder = tempfile.TemporaryDirectory()
+        folder = self.folder.name
+        for name in os.listdir(model):
+            os.symlink(os.path.abspath(f"{model}/{name}"), f"{folder}/{name}")
+        json.dump(tokenizer, open(f"{folder}/tokenizer.json", "w"))
+        special = {"bos_token": "w1", "eos_token": "w2", "unk_token": "w0"}
+        json.dump(special, open(f"{folder}/tokenizer_config.json", "w"))
+        which = mistralrs.Which.Plain(model_id=folder, arch=mistralrs.Architecture.Llama)
+        self.request = mistralrs.CompletionRequest
+        self.runner = mistralrs.Runner(which=which, in_situ_quant=quantization, prefix_cache_n=0, no_paged_attn=True)
+
+    def run(self, n_prompt, n_generate):
+        prompt = " ".join(f"w{i}" for i in ids(n_prompt))
+        request = self.request(prompt=prompt, model="peer", max_tokens=n_generate, temperature=0.0)
+        return self.runner.send_completion_request(request).usage
+
+    def measure(self, a):
+        self.run(32, 2)
+        result = {}
+        if a.prompt:
+            result["prompt_t_s"] = self.run(a.prompt, 1).avg_prompt_tok_per_sec
+        if a.generate:
+            result["generate_t_s"] = self.run(max(a.depth, 1), a.generate + 1).avg_compl_tok_per_sec
+        return result
 
 
 @contextlib.contextmanager
@@ -113,31 +183,19 @@ def main():
     parser.add_argument("--generate", type=int, default=64)
     parser.add_argument("--depth", type=int, default=0)
     parser.add_argument("--kv", default="f16")
+    parser.add_argument("--quantization", help="of mistral.rs: q4k, q8_0, or none")
     a = parser.parse_args()
     context = a.depth + max(a.prompt, a.generate) + 64
     with quiet():
         start = time.perf_counter()
         if a.engine == "transformers":
             engine = Transformers(a.model, a.threads)
+        elif a.engine == "mistral.rs":
+            engine = MistralRs(a.model, a.quantization)
         else:
             engine = Llama(a.engine, a.model, a.threads, context, a.kv)
         result = {"engine": a.engine, "load_s": time.perf_counter() - start}
-        engine.clear()
-        engine.forward(ids(32))
-        engine.forward([5])
-        if a.prompt:
-            engine.clear()
-            engine.forward(ids(a.depth))
-            start = time.perf_counter()
-            engine.forward(ids(a.prompt))
-            result["prompt_t_s"] = a.prompt / (time.perf_counter() - start)
-        if a.generate:
-            engine.clear()
-            engine.forward(ids(max(a.depth, 1)))
-            start = time.perf_counter()
-            for token in ids(a.generate):
-                engine.forward([token])
-            result["generate_t_s"] = a.generate / (time.perf_counter() - start)
+        result |= engine.measure(a)
     print(json.dumps(result))
 
 
