@@ -15,3 +15,4 @@ pub mod pack;
 pub(crate) mod quantized;
 pub(crate) mod shared;
 pub(crate) mod simd;
+mod tile;

@@ -59,9 +59,10 @@ pub(crate) trait Simd: Copy {
     /// To the nearest, ties to even.
     fn store_f16(self, v: Self::F, to: &mut [f16; LANES]);
 
-    /// Asks for values that will be read soon, where the instruction set can.
+    /// Asks for the line at place `at` of what will be read soon, where the instruction set can. The place may lie
+    /// behind the end.
     #[inline(always)]
-    fn prefetch<T>(self, _soon: &[T]) {}
+    fn prefetch(self, _soon: &[u8], _at: usize) {}
 
     /// The lanes as an array.
     #[inline(always)]
@@ -278,12 +279,9 @@ mod avx2 {
         type F = __m256;
 
         #[inline(always)]
-        fn prefetch<T>(self, soon: &[T]) {
-            const LINE: usize = 64;
-            for at in (0..size_of_val(soon)).step_by(LINE) {
-                // SAFETY: a prefetch of any address is allowed; this one is inside the slice.
-                unsafe { _mm_prefetch::<_MM_HINT_T0>(soon.as_ptr().cast::<i8>().add(at)) };
-            }
+        fn prefetch(self, soon: &[u8], at: usize) {
+            // SAFETY: a prefetch of any address is allowed.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(soon.as_ptr().cast::<i8>().wrapping_add(at)) };
         }
 
         intrinsics! {
