@@ -10,6 +10,7 @@
 
 use super::input::{Input, SPAN, TILE, by_tokens};
 use super::linear::Totals;
+use super::rows::Rows;
 use super::simd::{Kernel, Simd};
 use crate::packed::PANEL;
 
@@ -33,7 +34,7 @@ pub(crate) trait Floats {
     /// The values of the rows in one column.
     type Column: Copy;
     fn columns(panel: &[u8]) -> &[Self::Column];
-    fn load<S: Simd>(s: S, column: &Self::Column) -> [S::F; 2];
+    fn load<R: Rows>(r: R, column: &Self::Column) -> R::F;
 }
 
 /// [`crate::packed::Format::F32`]
@@ -44,38 +45,38 @@ pub(crate) struct F16;
 pub(crate) struct Bf16;
 
 impl Floats for F32 {
-    type Column = [[u8; 32]; 2];
+    type Column = [u8; 4 * PANEL];
     #[inline(always)]
     fn columns(panel: &[u8]) -> &[Self::Column] {
-        panel.as_chunks::<32>().0.as_chunks::<2>().0
+        panel.as_chunks().0
     }
     #[inline(always)]
-    fn load<S: Simd>(s: S, column: &Self::Column) -> [S::F; 2] {
-        [s.load_f32_bytes(&column[0]), s.load_f32_bytes(&column[1])]
+    fn load<R: Rows>(r: R, column: &Self::Column) -> R::F {
+        r.load_f32(column)
     }
 }
 
 impl Floats for F16 {
-    type Column = [[u8; 16]; 2];
+    type Column = [u8; 2 * PANEL];
     #[inline(always)]
     fn columns(panel: &[u8]) -> &[Self::Column] {
-        panel.as_chunks::<16>().0.as_chunks::<2>().0
+        panel.as_chunks().0
     }
     #[inline(always)]
-    fn load<S: Simd>(s: S, column: &Self::Column) -> [S::F; 2] {
-        [s.load_f16_bytes(&column[0]), s.load_f16_bytes(&column[1])]
+    fn load<R: Rows>(r: R, column: &Self::Column) -> R::F {
+        r.load_f16(column)
     }
 }
 
 impl Floats for Bf16 {
-    type Column = [u8; 32];
+    type Column = [u8; 2 * PANEL];
     #[inline(always)]
     fn columns(panel: &[u8]) -> &[Self::Column] {
-        panel.as_chunks::<32>().0
+        panel.as_chunks().0
     }
     #[inline(always)]
-    fn load<S: Simd>(s: S, column: &Self::Column) -> [S::F; 2] {
-        s.load_bf16_pairs(column)
+    fn load<R: Rows>(r: R, column: &Self::Column) -> R::F {
+        r.load_bf16(column)
     }
 }
 
@@ -84,24 +85,9 @@ impl<W: Floats> Widen for W {
     fn widen<S: Simd>(s: S, panel: &[u8], span: usize, columns: usize, wide: &mut Wide) {
         let from = &W::columns(panel)[span * SPAN..][..columns];
         for (from, to) in from.iter().zip(wide) {
-            store_column(s, W::load(s, from), to);
+            s.rows().store(W::load(s.rows(), from), to);
         }
     }
-}
-
-#[inline(always)]
-fn store_column<S: Simd>(s: S, v: [S::F; 2], to: &mut [f32; PANEL]) {
-    let (halves, _) = to.as_chunks_mut::<8>();
-    let [low, high] = halves else { unreachable!("a panel has two vectors of rows") };
-    s.store(v[0], low);
-    s.store(v[1], high);
-}
-
-#[inline(always)]
-fn load_column<S: Simd>(s: S, from: &[f32; PANEL]) -> [S::F; 2] {
-    let (halves, _) = from.as_chunks::<8>();
-    let [low, high] = halves else { unreachable!("a panel has two vectors of rows") };
-    [s.load(low), s.load(high)]
 }
 
 /// The dot products of one panel with the tokens of some tiles, by way of widened weights.
@@ -126,7 +112,7 @@ impl<W: Widen> Kernel for WidePanel<'_, W> {
                 let totals = &mut totals[(tile - tiles.start) * TILE..];
                 let x = input.floats(span, tile);
                 let wide = &wide[..columns];
-                by_tokens!(input.tokens(tile), T => wide_tile::<S, T>(s, wide, x, totals));
+                by_tokens!(input.tokens(tile), T => wide_tile::<S::Rows, T>(s.rows(), wide, x, totals));
             }
         }
         if let Some(scales) = W::row_scales(panel) {
@@ -140,28 +126,26 @@ impl<W: Widen> Kernel for WidePanel<'_, W> {
 
 /// `totals[token] += wide · x[token]` over one span.
 #[inline(always)]
-fn wide_tile<S: Simd, const T: usize>(
-    s: S,
+fn wide_tile<R: Rows, const T: usize>(
+    r: R,
     wide: &[[f32; PANEL]],
     x: &[f32],
     totals: &mut [[f32; PANEL]],
 ) {
-    let mut sums = [[s.splat(0.0); 2]; T];
+    let mut sums = [r.splat(0.0); T];
     for (w, x) in wide.iter().zip(x.as_chunks::<T>().0) {
-        let w = load_column(s, w);
-        for (sums, x) in sums.iter_mut().zip(x) {
-            let x = s.splat(*x);
-            *sums = [s.mul_add(w[0], x, sums[0]), s.mul_add(w[1], x, sums[1])];
+        let w = r.load(w);
+        for (sum, x) in sums.iter_mut().zip(x) {
+            *sum = r.mul_add(w, r.splat(*x), *sum);
         }
     }
-    add_sums(s, sums, totals);
+    add_sums(r, sums, totals);
 }
 
 #[inline(always)]
-fn add_sums<S: Simd, const T: usize>(s: S, sums: [[S::F; 2]; T], totals: &mut [[f32; PANEL]]) {
-    for (total, sums) in totals.iter_mut().zip(sums) {
-        let old = load_column(s, total);
-        store_column(s, [s.add(old[0], sums[0]), s.add(old[1], sums[1])], total);
+fn add_sums<R: Rows, const T: usize>(r: R, sums: [R::F; T], totals: &mut [[f32; PANEL]]) {
+    for (total, sum) in totals.iter_mut().zip(sums) {
+        r.store(r.add(r.load(total), sum), total);
     }
 }
 
@@ -181,9 +165,9 @@ impl<W: Floats, const P: usize> Kernel for FloatSingle<'_, W, P> {
         for span in 0..self.input.spans() {
             let x = self.input.floats(span, 0);
             let w = panels.map(|panel| &panel[span * SPAN..][..x.len()]);
-            let sums = dot_columns::<S, W, P>(s, w, x);
-            for (totals, sums) in self.totals.iter_mut().zip(sums) {
-                add_sums(s, [sums], totals);
+            let sums = dot_columns::<S::Rows, W, P>(s.rows(), w, x);
+            for (totals, sum) in self.totals.iter_mut().zip(sums) {
+                add_sums(s.rows(), [sum], totals);
             }
         }
     }
@@ -191,22 +175,21 @@ impl<W: Floats, const P: usize> Kernel for FloatSingle<'_, W, P> {
 
 /// The sums of `P` panels over the columns of one span.
 #[inline(always)]
-fn dot_columns<S: Simd, W: Floats, const P: usize>(
-    s: S,
+fn dot_columns<R: Rows, W: Floats, const P: usize>(
+    r: R,
     w: [&[W::Column]; P],
     x: &[f32],
-) -> [[S::F; 2]; P] {
+) -> [R::F; P] {
     assert!(w.iter().all(|w| w.len() == x.len()));
     let w = w.map(<[W::Column]>::as_ptr);
-    let mut sums = [[s.splat(0.0); 2]; P];
+    let mut sums = [r.splat(0.0); P];
     for (k, x) in x.iter().enumerate() {
-        let x = s.splat(*x);
+        let x = r.splat(*x);
         for p in 0..P {
             // SAFETY: `k` is below the length of all of them. Checked one by one, there would be more checks than
             // arithmetic here.
-            let w = W::load(s, unsafe { &*w[p].add(k) });
-            sums[p][0] = s.mul_add(w[0], x, sums[p][0]);
-            sums[p][1] = s.mul_add(w[1], x, sums[p][1]);
+            let w = W::load(r, unsafe { &*w[p].add(k) });
+            sums[p] = r.mul_add(w, x, sums[p]);
         }
     }
     sums
@@ -231,7 +214,7 @@ impl<W: Floats> Kernel for FloatTiles<'_, W> {
             for tile in tiles.clone() {
                 let x = input.floats(span, tile);
                 let totals = &mut totals[(tile - tiles.start) * TILE..];
-                by_tokens!(input.tokens(tile), T => float_tile::<S, W, T>(s, w, x, totals));
+                by_tokens!(input.tokens(tile), T => float_tile::<S::Rows, W, T>(s.rows(), w, x, totals));
             }
         }
     }
@@ -239,19 +222,18 @@ impl<W: Floats> Kernel for FloatTiles<'_, W> {
 
 /// `T` tokens of a tile times one span.
 #[inline(always)]
-fn float_tile<S: Simd, W: Floats, const T: usize>(
-    s: S,
+fn float_tile<R: Rows, W: Floats, const T: usize>(
+    r: R,
     w: &[W::Column],
     x: &[f32],
     totals: &mut Totals,
 ) {
-    let mut sums = [[s.splat(0.0); 2]; T];
+    let mut sums = [r.splat(0.0); T];
     for (w, x) in w.iter().zip(x.as_chunks::<T>().0) {
-        let w = W::load(s, w);
+        let w = W::load(r, w);
         for t in 0..T {
-            let x = s.splat(x[t]);
-            sums[t] = [s.mul_add(w[0], x, sums[t][0]), s.mul_add(w[1], x, sums[t][1])];
+            sums[t] = r.mul_add(w, r.splat(x[t]), sums[t]);
         }
     }
-    add_sums(s, sums, totals);
+    add_sums(r, sums, totals);
 }

@@ -20,7 +20,7 @@ use std::ops::Range;
 
 use super::input::{Input, SPAN, TILE, by_tokens};
 use super::linear::Totals;
-use super::quantized::{CODES, Q4_COLUMNS, Q8_COLUMNS, q4_row_scales, q4_span, q8_span};
+use super::quantized::{CODES, Q4_COLUMNS, Q8_COLUMNS, q4_span, q8_span, scale_rows};
 use super::simd::Avx2;
 use crate::packed::{COLUMNS, PANEL, Q4_GROUP, Q8_GROUP};
 
@@ -48,20 +48,21 @@ pub(crate) fn q4<const P: usize>(
     panels: [&[u8]; P],
     input: &Input,
     tiles: &Range<usize>,
-    totals: [&mut Totals; P],
+    mut totals: [&mut Totals; P],
 ) {
-    if input.n == 1 {
-        // SAFETY: an `Avx2` exists only where the CPU has the instructions.
-        return unsafe { q4_single(panels, input, totals.map(|totals| &mut totals[0])) };
-    }
     let tokens = input.n.min(tiles.end * TILE) - tiles.start * TILE;
-    for (panel, totals) in panels.into_iter().zip(totals) {
-        // SAFETY: as above.
-        unsafe { q4_tiles(panel, input, tiles.clone(), totals) };
-        let scales = q4_row_scales(panel);
-        for total in &mut totals[..tokens] {
-            total.iter_mut().zip(scales).for_each(|(total, scale)| *total *= scale);
+    if input.n == 1 {
+        let totals = totals.each_mut().map(|totals| &mut totals[0]);
+        // SAFETY: an `Avx2` exists only where the CPU has the instructions.
+        unsafe { q4_single(panels, input, totals) };
+    } else {
+        for (panel, totals) in panels.into_iter().zip(&mut totals) {
+            // SAFETY: as above.
+            unsafe { q4_tiles(panel, input, tiles.clone(), totals) };
         }
+    }
+    for (panel, totals) in panels.into_iter().zip(totals) {
+        scale_rows(panel, &mut totals[..tokens]);
     }
 }
 
@@ -320,9 +321,6 @@ fn q4_single<const P: usize>(
                 add_scaled(_mm256_cvtepi32_ps(sum), input.byte_scales[span], totals, 8 * i);
             }
         }
-    }
-    for (panel, totals) in panels.into_iter().zip(totals) {
-        totals.iter_mut().zip(q4_row_scales(panel)).for_each(|(total, scale)| *total *= scale);
     }
 }
 

@@ -20,10 +20,11 @@ use std::ops::Range;
 use super::elementwise::{Activation, activate_slice};
 use super::floats::{Bf16, F16, F32, FloatSingle, FloatTiles, Floats, WidePanel, Widen};
 use super::input::{Input, TILE};
-#[cfg(target_arch = "x86_64")]
-use super::integers;
 use super::quantized::{Q4, Q8};
 use super::shared::SharedMut;
+#[cfg(target_arch = "x86_64")]
+use super::{integers, integers512};
+use crate::isa::Level;
 use crate::packed::{Format, PANEL, Packed};
 use crate::{Isa, Pool};
 
@@ -318,20 +319,20 @@ fn panels<const P: usize>(
         Format::F32 => floats::<F32, P>(isa, panels, input, tiles, totals),
         Format::F16 => floats::<F16, P>(isa, panels, input, tiles, totals),
         Format::Bf16 => floats::<Bf16, P>(isa, panels, input, tiles, totals),
-        Format::Q8 => {
+        Format::Q8 => match isa.level() {
+            Level::Portable(_) => wide::<Q8, P>(isa, panels, input, tiles, totals),
             #[cfg(target_arch = "x86_64")]
-            if let Some(avx2) = isa.avx2() {
-                return integers::q8(avx2, panels, input, tiles, totals);
-            }
-            wide::<Q8, P>(isa, panels, input, tiles, totals);
-        }
-        Format::Q4 => {
+            Level::Avx2(avx2) => integers::q8(avx2, panels, input, tiles, totals),
             #[cfg(target_arch = "x86_64")]
-            if let Some(avx2) = isa.avx2() {
-                return integers::q4(avx2, panels, input, tiles, totals);
-            }
-            wide::<Q4, P>(isa, panels, input, tiles, totals);
-        }
+            Level::Avx512(avx512) => integers512::q8(avx512, panels, input, tiles, totals),
+        },
+        Format::Q4 => match isa.level() {
+            Level::Portable(_) => wide::<Q4, P>(isa, panels, input, tiles, totals),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2(avx2) => integers::q4(avx2, panels, input, tiles, totals),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512(avx512) => integers512::q4(avx512, panels, input, tiles, totals),
+        },
     }
 }
 
@@ -454,6 +455,22 @@ mod tests {
                         let place = format!("{case:?} {format} {isa:?} {n_threads} threads");
                         assert_same_bits(&run(isa, n_threads, &w, &x), &one_by_one, &place);
                     }
+                }
+            }
+        }
+    }
+
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn avx512_gives_the_bits_of_avx2() {
+        let wide = |isa: &Isa| isa.has_integers();
+        let isas: Vec<_> = Isa::available().into_iter().filter(wide).collect();
+        for case in MATMUL {
+            for format in Format::ALL {
+                let (w, x, _) = setup(case, format);
+                let outs: Vec<_> = isas.iter().map(|isa| run(*isa, 1, &w, &x)).collect();
+                for out in &outs {
+                    assert_same_bits(out, &outs[0], &format!("{case:?} {format} {isas:?}"));
                 }
             }
         }
