@@ -104,6 +104,17 @@ impl Isa {
         }
     }
 
+    /// Whether these kernels sum the products of bytes in 32 bits at once.
+    pub(crate) fn has_vnni(self) -> bool {
+        match self.0 {
+            Level::Portable(_) => false,
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2(_) => false,
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512(_) => true,
+        }
+    }
+
     /// The instruction set with its proof, for kernels that are written for it alone.
     pub(crate) fn level(self) -> Level {
         self.0

@@ -4,13 +4,15 @@
 //! A tile of a prompt is 16 rows by 6 tokens: 12 vectors of sums, 2 of weights and 1 activation fill the 16 registers of
 //! AVX2, and 12 multiply-adds follow on 8 loads, so the loop runs at the speed of the multipliers (95 % of their peak on
 //! Zen 3). Widening 16-bit weights in registers on the way is free there, as the multipliers are what is short.
+//! AVX-512 has the 16 rows in one vector: half the instructions, and 98 % of the same peak on Zen 4.
 //! A span of a panel (8 or 16 KiB) stays in the first-level cache while all tokens pass by.
 //!
-//! A single token is bound by memory: it works on several panels at once, see [`super::linear`].
+//! A single token is bound by memory: it works on several panels at once, see [`super::linear`]. There vectors of
+//! sixteen lanes have no multiplications to save, and 16-bit weights are widened faster in vectors of eight.
 
 use super::input::{Input, SPAN, TILE, by_tokens};
 use super::linear::Totals;
-use super::rows::Rows;
+use super::rows::{Halves, Rows};
 use super::simd::{Kernel, Simd};
 use crate::packed::PANEL;
 
@@ -165,9 +167,9 @@ impl<W: Floats, const P: usize> Kernel for FloatSingle<'_, W, P> {
         for span in 0..self.input.spans() {
             let x = self.input.floats(span, 0);
             let w = panels.map(|panel| &panel[span * SPAN..][..x.len()]);
-            let sums = dot_columns::<S::Rows, W, P>(s.rows(), w, x);
+            let sums = dot_columns::<Halves<S>, W, P>(Halves(s), w, x);
             for (totals, sum) in self.totals.iter_mut().zip(sums) {
-                add_sums(s.rows(), [sum], totals);
+                add_sums(Halves(s), [sum], totals);
             }
         }
     }

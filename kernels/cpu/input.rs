@@ -8,9 +8,11 @@
 //!
 //! - f32 for weights in 16 and 32 bits, and for every format where there are no integer kernels;
 //! - 16-bit integers for q8, which is as good as exact;
-//! - 8-bit integers for q4: unsigned (plus 128) for many tokens, signed for a single one, with the sums of 16
-//!   columns, because its kernel holds the codes unsigned instead.
+//! - 8-bit integers for q4, one side of whose products must be unsigned. With AVX-512 these are the codes, so the activations
+//!   are signed, with the sums of 16 columns to take off what raising the codes adds; with AVX2 they are so for a single
+//!   token, for many they are unsigned (plus 128).
 
+use super::quantized::{Q4_COLUMNS, Q4_RAISED};
 use super::shared::SharedMut;
 use super::simd::{Kernel, LANES, Simd};
 use crate::packed::{COLUMNS, Format};
@@ -56,8 +58,10 @@ pub struct Input {
     pub(crate) word_scales: Vec<f32>,
     /// `[span][token]`: what a unit of `bytes` is worth.
     pub(crate) byte_scales: Vec<f32>,
-    /// For a single token, for each 16 columns the sum of `bytes`.
+    /// For a single token and AVX2, for each 16 columns the sum of `bytes`.
     pub(crate) sums: Vec<i16>,
+    /// For AVX-512, `[span][tile][16 columns][token]`: minus what raising the codes adds to the sum of the columns.
+    pub(crate) offsets: Vec<i32>,
 }
 
 /// Which forms of the activations are wanted.
@@ -66,6 +70,7 @@ struct Kinds {
     floats: bool,
     words: bool,
     bytes: bool,
+    offsets: bool,
 }
 
 impl Input {
@@ -133,10 +138,12 @@ impl Input {
     #[track_caller]
     pub(crate) fn check(&self, isa: Isa, format: Format, cols: usize) {
         assert_eq!(cols, self.cols, "columns of the weights, columns of the input");
-        let Kinds { floats, words, bytes } = Kinds::for_formats(isa, &[format]);
+        let Kinds { floats, words, bytes, offsets } = Kinds::for_formats(isa, &[format]);
         let have = self.kinds;
         assert!(
-            (have.floats || !floats) && (have.words || !words) && (have.bytes || !bytes),
+            (have.floats || !floats)
+                && (have.words || !words)
+                && (!bytes || (have.bytes && have.offsets == offsets)),
             "the input was not prepared for {format} weights"
         );
     }
@@ -144,13 +151,14 @@ impl Input {
     fn make_room(&mut self) {
         let padded = self.n * self.cols.next_multiple_of(COLUMNS);
         let scales = self.n * self.spans();
-        let Kinds { floats, words, bytes } = self.kinds;
+        let Kinds { floats, words, bytes, offsets } = self.kinds;
         grow(&mut self.floats, if floats { self.n * self.cols } else { 0 });
         grow(&mut self.words, if words { padded } else { 0 });
         grow(&mut self.word_scales, if words { scales } else { 0 });
         grow(&mut self.bytes, if bytes { padded } else { 0 });
         grow(&mut self.byte_scales, if bytes { scales } else { 0 });
-        grow(&mut self.sums, if bytes { padded / 16 } else { 0 });
+        grow(&mut self.sums, if bytes && self.n == 1 { padded / Q4_COLUMNS } else { 0 });
+        grow(&mut self.offsets, if offsets { padded / Q4_COLUMNS } else { 0 });
     }
 }
 
@@ -168,7 +176,10 @@ impl Kinds {
             match format {
                 Format::F32 | Format::F16 | Format::Bf16 => kinds.floats = true,
                 Format::Q8 if isa.has_integers() => kinds.words = true,
-                Format::Q4 if isa.has_integers() => kinds.bytes = true,
+                Format::Q4 if isa.has_integers() => {
+                    kinds.bytes = true;
+                    kinds.offsets = isa.has_vnni();
+                }
                 Format::Q8 | Format::Q4 => kinds.floats = true,
             }
         }
@@ -187,6 +198,7 @@ pub(crate) struct Places<'a> {
     pub(crate) word_scales: SharedMut<'a, f32>,
     pub(crate) byte_scales: SharedMut<'a, f32>,
     pub(crate) sums: SharedMut<'a, i16>,
+    offsets: SharedMut<'a, i32>,
 }
 
 impl<'a> Places<'a> {
@@ -201,6 +213,7 @@ impl<'a> Places<'a> {
             word_scales: SharedMut::new(&mut input.word_scales),
             byte_scales: SharedMut::new(&mut input.byte_scales),
             sums: SharedMut::new(&mut input.sums),
+            offsets: SharedMut::new(&mut input.offsets),
         }
     }
 }
@@ -278,22 +291,40 @@ fn quantize<S: Simd>(s: S, row: &[f32], places: &Places<'_>, kinds: Kinds, at: P
         let mut bytes = [0_i8; SPAN];
         let scale = round_to(s, row, top, f32::from(i8::MAX), |i, v| bytes[i] = v as i8);
         // SAFETY: as above.
-        let (to, scales) = unsafe {
-            (places.bytes.slice(start, padded * tokens), places.byte_scales.slice(scale_at, 1))
-        };
-        if places.n == 1 {
-            // SAFETY: as above.
-            let sums = unsafe { places.sums.slice(start / 16, padded / 16) };
-            for (sum, group) in sums.iter_mut().zip(bytes.as_chunks::<16>().0) {
-                *sum = group.iter().map(|&v| i16::from(v)).sum();
-            }
-        }
-        // A single token's kernel takes them signed, the others take them plus 128.
-        let flip = if places.n == 1 { 0 } else { 0x80 };
-        let bytes = bytes.map(|v| v as u8 ^ flip);
-        interleave(bytes[..padded].as_chunks::<4>().0, to.as_chunks_mut::<4>().0, token, tokens);
+        let scales = unsafe { places.byte_scales.slice(scale_at, 1) };
         scales[0] = scale;
+        store_bytes(&bytes[..padded], start, places, kinds, at);
     }
+}
+
+/// Writes a row of a span in 8 bits, and the sums of its columns where they are wanted.
+#[inline(always)]
+fn store_bytes(bytes: &[i8], start: usize, places: &Places<'_>, kinds: Kinds, at: Place) {
+    let Place { token, tokens, .. } = at;
+    let groups = bytes.as_chunks::<Q4_COLUMNS>().0;
+    let sum = |group: &[i8; Q4_COLUMNS]| group.iter().map(|v| i16::from(*v)).sum::<i16>();
+    let (first, len) = (start / Q4_COLUMNS, groups.len());
+    if kinds.offsets {
+        // SAFETY: each tile of each span belongs to one part.
+        let offsets = unsafe { places.offsets.slice(first, len * tokens) };
+        let mut row = [0; SPAN / Q4_COLUMNS];
+        for (offset, group) in row.iter_mut().zip(groups) {
+            *offset = -i32::from(Q4_RAISED) * i32::from(sum(group));
+        }
+        interleave(&row[..len], offsets, token, tokens);
+    } else if places.n == 1 {
+        // SAFETY: as above.
+        let sums = unsafe { places.sums.slice(first, len) };
+        sums.iter_mut().zip(groups).for_each(|(to, group)| *to = sum(group));
+    }
+    // Signed or raised by 128.
+    let flip = if places.n == 1 || kinds.offsets { 0 } else { 0x80 };
+    let mut flipped = [0_u8; SPAN];
+    flipped.iter_mut().zip(bytes).for_each(|(to, v)| *to = *v as u8 ^ flip);
+    let flipped = flipped[..bytes.len()].as_chunks::<4>().0;
+    // SAFETY: as above.
+    let to = unsafe { places.bytes.slice(start, bytes.len() * tokens) };
+    interleave(flipped, to.as_chunks_mut::<4>().0, token, tokens);
 }
 
 /// The largest magnitude of a row; NaN where an element is not finite.

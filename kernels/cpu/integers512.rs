@@ -2,11 +2,13 @@
 //! `vpdpwssd` 32 products of 16 bits, `vpdpbusd` 64 of 8 bits. The sums are exact, and the same as those of
 //! [`super::integers`]: both instruction sets give the same bits.
 //!
-//! As there, a single token's q4 codes are unsigned (plus 32) and its activations signed; for many tokens it is the other way
-//! round (plus 128). What the first adds is taken off where the sum of 16 columns starts, so it costs nothing.
+//! Weights are unpacked in registers, for many tokens too: the shifts and shuffles run beside the multipliers, and
+//! a widened copy would have to be stored first, at half a vector in a cycle.
 //!
-//! The sums of 16 columns of q4 have 18 bits, too many for the multiply-adds of 16 bits, so the group scale enters with
-//! `vpmulld`: 5 instructions on the multipliers for 256 products, where AVX2 needs 12 of half the width.
+//! One side of `vpdpbusd` must be unsigned. These are the codes (plus 32); what that adds is taken off where the sum
+//! of 16 columns starts (see [`Input::offsets`]), so it costs nothing. Such a sum has 18 bits, too many for multiply-adds of
+//! 16 bits, so the group scale enters with `vpmulld`: 5 instructions on the multipliers for 256 products, where AVX2 needs
+//! 12 of half the width. The tokens take turns, or each would wait for its own last product.
 
 #![cfg(target_arch = "x86_64")]
 #![allow(clippy::wildcard_imports, reason = "the names of the intrinsics say where they come from")]
@@ -15,9 +17,9 @@ use std::arch::x86_64::*;
 use std::ops::Range;
 
 use super::avx512::Avx512;
-use super::input::{Input, SPAN, TILE, by_tokens};
+use super::input::{Input, TILE, by_tokens};
 use super::linear::Totals;
-use super::quantized::{CODES, Q4_COLUMNS, Q8_COLUMNS, q4_span, q8_span, scale_rows};
+use super::quantized::{CODES, Q4_COLUMNS, Q4_RAISED, Q8_COLUMNS, q4_span, q8_span, scale_rows};
 use crate::packed::{COLUMNS, PANEL, Q4_GROUP, Q8_GROUP};
 
 /// The dot products of q8 panels with the tokens of some tiles, added to `totals`.
@@ -30,7 +32,7 @@ pub(crate) fn q8<const P: usize>(
 ) {
     if input.n == 1 {
         // SAFETY: an `Avx512` exists only where the CPU has the instructions.
-        return unsafe { q8_single(panels, input, totals.map(|totals| &mut totals[0])) };
+        return unsafe { q8_single(panels, input, totals) };
     }
     for (panel, totals) in panels.into_iter().zip(totals) {
         // SAFETY: as above.
@@ -48,9 +50,8 @@ pub(crate) fn q4<const P: usize>(
 ) {
     let tokens = input.n.min(tiles.end * TILE) - tiles.start * TILE;
     if input.n == 1 {
-        let totals = totals.each_mut().map(|totals| &mut totals[0]);
         // SAFETY: an `Avx512` exists only where the CPU has the instructions.
-        unsafe { q4_single(panels, input, totals) };
+        unsafe { q4_single(panels, input, totals.each_mut()) };
     } else {
         for (panel, totals) in panels.into_iter().zip(&mut totals) {
             // SAFETY: as above.
@@ -82,14 +83,6 @@ fn spread<T: Copy, const N: usize>(from: &[T; N]) -> __m512i {
     _mm512_set1_epi32(unsafe { from.as_ptr().cast::<i32>().read_unaligned() })
 }
 
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn store<T: Copy>(v: __m512i, to: &mut [T], at: usize) {
-    let to = &mut to[at..at + 64 / size_of::<T>()];
-    // SAFETY: the slice is 64 bytes long, and any bits are integers.
-    unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), v) }
-}
-
 /// 16 scales of a q8 group, from place `at`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
@@ -99,19 +92,96 @@ fn load_f16(from: &[u8], at: usize) -> __m512 {
     _mm512_cvtph_ps(unsafe { _mm256_loadu_si256(from.as_ptr().cast()) })
 }
 
-/// `total + sum * scale` for each row.
+/// `total + sum * scale` for each token and row.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn add_scaled(sum: __m512, scale: f32, totals: &mut [f32; PANEL]) {
-    // SAFETY: the array is 64 bytes long.
-    unsafe {
-        let total = _mm512_loadu_ps(totals.as_ptr());
-        let total = _mm512_fmadd_ps(sum, _mm512_set1_ps(scale), total);
-        _mm512_storeu_ps(totals.as_mut_ptr(), total);
+fn add_scaled<const T: usize>(sums: [__m512; T], scales: &[f32], totals: &mut Totals) {
+    for ((sum, scale), totals) in sums.into_iter().zip(scales).zip(totals) {
+        // SAFETY: the array is 64 bytes long.
+        unsafe {
+            let total = _mm512_loadu_ps(totals.as_ptr());
+            let total = _mm512_fmadd_ps(sum, _mm512_set1_ps(*scale), total);
+            _mm512_storeu_ps(totals.as_mut_ptr(), total);
+        }
     }
 }
 
 // ---------------------------------------------------------------------------------------------- q8
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn q8_single<const P: usize>(panels: [&[u8]; P], input: &Input, mut totals: [&mut Totals; P]) {
+    for span in 0..input.spans() {
+        let (start, columns) = input.integers(span, 0);
+        let w = panels.map(|panel| q8_span(panel, span));
+        let sums = q8_dot::<P, 1>(w, &input.words[start..start + columns]);
+        for (sums, totals) in sums.into_iter().zip(&mut totals) {
+            add_scaled(sums, &input.word_scales[span..], totals);
+        }
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn q8_tiles(panel: &[u8], input: &Input, tiles: Range<usize>, totals: &mut Totals) {
+    for span in 0..input.spans() {
+        let w = q8_span(panel, span);
+        for tile in tiles.clone() {
+            let (start, columns) = input.integers(span, tile);
+            let tokens = input.tokens(tile);
+            let x = &input.words[start..start + columns * tokens];
+            let scales = &input.word_scales[span * input.n + tile * TILE..];
+            let totals = &mut totals[(tile - tiles.start) * TILE..];
+            by_tokens!(tokens, T => {
+                let [sums] = q8_dot::<1, T>([w], x);
+                add_scaled(sums, scales, totals);
+            });
+        }
+    }
+}
+
+/// The sums of a span for `P` panels and the `T` tokens of a tile.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn q8_dot<const P: usize, const T: usize>(
+    w: [&[[u8; Q8_GROUP]]; P],
+    x: &[i16],
+) -> [[__m512; T]; P] {
+    let (x, _) = x.as_chunks::<2>().0.as_chunks::<T>();
+    let (x, _) = x.as_chunks::<{ Q8_COLUMNS / 2 }>();
+    let w = w.map(|w| &w[..x.len().div_ceil(2)]);
+    let mut sums = [[_mm512_setzero_ps(); T]; P];
+    for (i, x) in x.iter().enumerate() {
+        q8_add(w.each_ref().map(|w| &w[i / 2]), i % 2, x, &mut sums);
+    }
+    sums
+}
+
+/// Adds the products of the first or second 32 columns of a group.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn q8_add<const P: usize, const T: usize>(
+    groups: [&[u8; Q8_GROUP]; P],
+    half: usize,
+    x: &[[[i16; 2]; T]; Q8_COLUMNS / 2],
+    sums: &mut [[__m512; T]; P],
+) {
+    let mut products = [[_mm512_setzero_si512(); T]; P];
+    for (step, x) in x.as_chunks::<2>().0.iter().enumerate() {
+        let at = 4 * PANEL + half * Q8_COLUMNS * PANEL + step * 4 * PANEL;
+        for p in 0..P {
+            for (pairs, x) in q8_pairs(load(groups[p], at)).into_iter().zip(x) {
+                for (products, x) in products[p].iter_mut().zip(x) {
+                    *products = add_pairs(*products, pairs, x);
+                }
+            }
+        }
+    }
+    for p in 0..P {
+        let scales = load_f16(groups[p], half * 2 * PANEL);
+        for (sum, products) in sums[p].iter_mut().zip(products[p]) {
+            *sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(products), scales, *sum);
+        }
+    }
+}
 
 /// The values of columns 0 1 and of columns 2 3, for 16 rows.
 #[inline]
@@ -120,124 +190,117 @@ fn q8_pairs(values: __m512i) -> [__m512i; 2] {
     [_mm512_srai_epi16::<8>(_mm512_slli_epi16::<8>(values)), _mm512_srai_epi16::<8>(values)]
 }
 
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn q8_single<const P: usize>(panels: [&[u8]; P], input: &Input, totals: [&mut [f32; PANEL]; P]) {
-    let mut totals = totals;
-    for span in 0..input.spans() {
-        let (start, columns) = input.integers(span, 0);
-        let (x, _) = input.words[start..start + columns].as_chunks::<COLUMNS>();
-        let w = panels.map(|panel| &q8_span(panel, span)[..x.len()]);
-        let mut sums = [_mm512_setzero_ps(); P];
-        for (i, x) in x.iter().enumerate() {
-            for p in 0..P {
-                sums[p] = q8_single_group(&w[p][i], x, sums[p]);
-            }
-        }
-        for (sum, totals) in sums.into_iter().zip(&mut totals) {
-            add_scaled(sum, input.word_scales[span], totals);
-        }
-    }
-}
-
-/// `sum` and the products of 64 columns.
+/// `sum` and the products of the 16-bit numbers in each lane of `w` with `x`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn q8_single_group(group: &[u8; Q8_GROUP], x: &[i16; COLUMNS], mut sum: __m512) -> __m512 {
-    let (x, _) = x.as_chunks::<2>().0.as_chunks::<{ Q8_COLUMNS / 2 }>();
-    for (half, x) in x.iter().enumerate() {
-        let mut products = [_mm512_setzero_si512(); 2];
-        for (step, x) in x.as_chunks::<2>().0.iter().enumerate() {
-            let at = 4 * PANEL + half * Q8_COLUMNS * PANEL + step * 4 * PANEL;
-            let w = q8_pairs(load(group, at));
-            products[0] = _mm512_dpwssd_epi32(products[0], w[0], spread(&x[0]));
-            products[1] = _mm512_dpwssd_epi32(products[1], w[1], spread(&x[1]));
-        }
-        let products = _mm512_cvtepi32_ps(_mm512_add_epi32(products[0], products[1]));
-        sum = _mm512_fmadd_ps(products, load_f16(group, half * 2 * PANEL), sum);
+fn add_pairs(mut sum: __m512i, w: __m512i, x: &[i16; 2]) -> __m512i {
+    // Of a chain of the intrinsic's calls the compiler makes pairs of `vpmaddwd` and `vpaddd`: a shorter chain, but twice
+    // the instructions, and the other tokens fill the time anyway.
+    // SAFETY: the 4 bytes of `x` are read, and nothing else but registers.
+    unsafe {
+        std::arch::asm!(
+            "vpdpwssd {sum}, {w}, dword ptr [{x}]{{1to16}}",
+            sum = inout(zmm_reg) sum,
+            w = in(zmm_reg) w,
+            x = in(reg) x,
+            options(pure, readonly, nostack, preserves_flags),
+        );
     }
     sum
 }
 
-/// A span of a q8 panel, widened to 16 bits; aligned, or all loads would touch two cache lines.
-#[repr(align(64))]
-struct Q8Span {
-    /// `[pair of columns][row][2]`
-    words: [[i16; 2 * PANEL]; SPAN / 2],
-    /// `[32 columns][row]`
-    scales: [[f32; PANEL]; SPAN / Q8_COLUMNS],
-}
-
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn q8_tiles(panel: &[u8], input: &Input, tiles: Range<usize>, totals: &mut Totals) {
-    let mut wide =
-        Q8Span { words: [[0; 2 * PANEL]; SPAN / 2], scales: [[0.0; PANEL]; SPAN / Q8_COLUMNS] };
-    for span in 0..input.spans() {
-        for (i, group) in q8_span(panel, span).iter().enumerate() {
-            q8_widen(group, i, &mut wide);
-        }
-        for tile in tiles.clone() {
-            let totals = &mut totals[(tile - tiles.start) * TILE..];
-            let (start, columns) = input.integers(span, tile);
-            let tokens = input.tokens(tile);
-            let x = &input.words[start..start + columns * tokens];
-            let scales = &input.word_scales[span * input.n + tile * TILE..];
-            by_tokens!(tokens, T => q8_tile::<T>(&wide, x, scales, totals));
-        }
-    }
-}
-
-/// Widens 64 columns.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn q8_widen(group: &[u8; Q8_GROUP], index: usize, wide: &mut Q8Span) {
-    let words = &mut wide.words[index * COLUMNS / 2..][..COLUMNS / 2];
-    for (step, words) in words.as_chunks_mut::<2>().0.iter_mut().enumerate() {
-        let pairs = q8_pairs(load(group, 4 * PANEL + step * 4 * PANEL));
-        store(pairs[0], &mut words[0], 0);
-        store(pairs[1], &mut words[1], 0);
-    }
-    for (i, scales) in wide.scales[2 * index..][..2].iter_mut().enumerate() {
-        store(_mm512_castps_si512(load_f16(group, i * 2 * PANEL)), scales, 0);
-    }
-}
-
-/// `T` tokens of a tile times one span.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn q8_tile<const T: usize>(wide: &Q8Span, x: &[i16], scales: &[f32], totals: &mut Totals) {
-    const PAIRS: usize = Q8_COLUMNS / 2;
-    let (x, _) = x.as_chunks::<2>().0.as_chunks::<T>();
-    let mut sums = [_mm512_setzero_ps(); T];
-    let groups = x.as_chunks::<PAIRS>().0.iter().zip(wide.words.as_chunks::<PAIRS>().0);
-    for ((x, words), w_scales) in groups.zip(&wide.scales) {
-        let mut products = [_mm512_setzero_si512(); T];
-        for (x, words) in x.iter().zip(words) {
-            let w = load(words, 0);
-            for (products, x) in products.iter_mut().zip(x) {
-                *products = _mm512_dpwssd_epi32(*products, w, spread(x));
-            }
-        }
-        let w_scales = _mm512_castsi512_ps(load(w_scales, 0));
-        for (sum, products) in sums.iter_mut().zip(products) {
-            *sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(products), w_scales, *sum);
-        }
-    }
-    for ((sum, scale), totals) in sums.into_iter().zip(scales).zip(totals) {
-        add_scaled(sum, *scale, totals);
-    }
-}
-
 // ---------------------------------------------------------------------------------------------- q4
 
-/// A table of 16 bytes for `vpshufb`, in all four quarters.
-#[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn table(plus: i8) -> __m512i {
-    let codes = CODES.map(|code| code + plus);
-    // SAFETY: the array is 16 bytes long.
-    _mm512_broadcast_i32x4(unsafe { _mm_loadu_si128(codes.as_ptr().cast()) })
+fn q4_single<const P: usize>(panels: [&[u8]; P], input: &Input, totals: [&mut &mut Totals; P]) {
+    let mut totals = totals;
+    for span in 0..input.spans() {
+        let (start, columns) = input.integers(span, 0);
+        let w = panels.map(|panel| q4_span(panel, span));
+        let offsets = &input.offsets[start / 16..][..columns / 16];
+        let sums = q4_dot::<P, 1>(w, &input.bytes[start..start + columns], offsets);
+        for (sums, totals) in sums.into_iter().zip(&mut totals) {
+            add_scaled(sums, &input.byte_scales[span..], totals);
+        }
+    }
 }
 
-/// The codes of the first and of the last 4 columns of 8, as values of the table.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn q4_tiles(panel: &[u8], input: &Input, tiles: Range<usize>, totals: &mut Totals) {
+    for span in 0..input.spans() {
+        let w = q4_span(panel, span);
+        for tile in tiles.clone() {
+            let (start, columns) = input.integers(span, tile);
+            let tokens = input.tokens(tile);
+            let x = &input.bytes[start..start + columns * tokens];
+            let offsets = &input.offsets[start / 16..][..columns / 16 * tokens];
+            let scales = &input.byte_scales[span * input.n + tile * TILE..];
+            let totals = &mut totals[(tile - tiles.start) * TILE..];
+            by_tokens!(tokens, T => {
+                let [sums] = q4_dot::<1, T>([w], x, offsets);
+                add_scaled(sums, scales, totals);
+            });
+        }
+    }
+}
+
+/// The sums of a span for `P` panels and the `T` tokens of a tile.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn q4_dot<const P: usize, const T: usize>(
+    w: [&[[u8; Q4_GROUP]]; P],
+    x: &[u8],
+    offsets: &[i32],
+) -> [[__m512; T]; P] {
+    let (x, _) = x.as_chunks::<4>().0.as_chunks::<T>();
+    let (x, _) = x.as_chunks::<{ COLUMNS / 4 }>();
+    let (offsets, _) = offsets.as_chunks::<T>().0.as_chunks::<{ COLUMNS / Q4_COLUMNS }>();
+    let w = w.map(|w| &w[..x.len()]);
+    let table = table();
+    let mut sums = [[_mm512_setzero_si512(); T]; P];
+    for (i, (x, offsets)) in x.iter().zip(offsets).enumerate() {
+        q4_add(w.each_ref().map(|w| &w[i]), table, x, offsets, &mut sums);
+    }
+    let mut floats = [[_mm512_setzero_ps(); T]; P];
+    for (floats, sums) in floats.as_flattened_mut().iter_mut().zip(sums.as_flattened()) {
+        *floats = _mm512_cvtepi32_ps(*sums);
+    }
+    floats
+}
+
+/// Adds the products of 64 columns.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn q4_add<const P: usize, const T: usize>(
+    groups: [&[u8; Q4_GROUP]; P],
+    table: __m512i,
+    x: &[[[u8; 4]; T]; COLUMNS / 4],
+    offsets: &[[i32; T]; COLUMNS / Q4_COLUMNS],
+    sums: &mut [[__m512i; T]; P],
+) {
+    for (i, (x, offsets)) in x.as_chunks::<4>().0.iter().zip(offsets).enumerate() {
+        for p in 0..P {
+            let mut products = [_mm512_setzero_si512(); T];
+            for (products, offset) in products.iter_mut().zip(offsets) {
+                *products = _mm512_set1_epi32(*offset);
+            }
+            for (j, x) in x.as_chunks::<2>().0.iter().enumerate() {
+                let codes = q4_codes(load(groups[p], 4 * PANEL + (2 * i + j) * 4 * PANEL), table);
+                for (codes, x) in codes.into_iter().zip(x) {
+                    for (products, x) in products.iter_mut().zip(x) {
+                        *products = _mm512_dpbusd_epi32(*products, codes, spread(x));
+                    }
+                }
+            }
+            let scales = q4_scales(groups[p], i);
+            for (sum, products) in sums[p].iter_mut().zip(products) {
+                *sum = _mm512_add_epi32(*sum, _mm512_mullo_epi32(products, scales));
+            }
+        }
+    }
+}
+
+/// The codes (plus 32) of the first and of the last 4 columns of 8.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 fn q4_codes(codes: __m512i, table: __m512i) -> [__m512i; 2] {
@@ -246,151 +309,22 @@ fn q4_codes(codes: __m512i, table: __m512i) -> [__m512i; 2] {
     [_mm512_shuffle_epi8(table, _mm512_and_si512(codes, low)), _mm512_shuffle_epi8(table, high)]
 }
 
-/// The scales of both groups of 32 columns, from place `at`.
+/// The table of the codes (plus 32) for `vpshufb`, in all four quarters.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn q4_scales(group: &[u8; Q4_GROUP], at: usize) -> [__m512i; 2] {
-    let from = &group[at..at + 32];
+fn table() -> __m512i {
+    let codes = CODES.map(|code| code + Q4_RAISED);
+    // SAFETY: the array is 16 bytes long.
+    _mm512_broadcast_i32x4(unsafe { _mm_loadu_si128(codes.as_ptr().cast()) })
+}
+
+/// The scales of 16 columns out of 64.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn q4_scales(group: &[u8; Q4_GROUP], index: usize) -> __m512i {
+    let from = &group[index / 2 * 2 * PANEL..][..2 * PANEL];
     // SAFETY: the slice is 32 bytes long.
     let both = _mm512_cvtepi8_epi16(unsafe { _mm256_loadu_si256(from.as_ptr().cast()) });
-    [_mm512_srai_epi32::<16>(_mm512_slli_epi32::<16>(both)), _mm512_srai_epi32::<16>(both)]
-}
-
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn q4_single<const P: usize>(panels: [&[u8]; P], input: &Input, totals: [&mut [f32; PANEL]; P]) {
-    let mut totals = totals;
-    let table = table(32);
-    for span in 0..input.spans() {
-        let (start, columns) = input.integers(span, 0);
-        let (x, _) = input.bytes[start..start + columns].as_chunks::<COLUMNS>();
-        let offsets = q4_offsets(&input.sums[start / 16..][..4 * x.len()]);
-        let w = panels.map(|panel| &q4_span(panel, span)[..x.len()]);
-        let mut sums = [_mm512_setzero_si512(); P];
-        for (i, (x, offsets)) in x.iter().zip(offsets.as_chunks::<4>().0).enumerate() {
-            for p in 0..P {
-                sums[p] = q4_single_group(&w[p][i], x, offsets, table, sums[p]);
-            }
-        }
-        for (sum, totals) in sums.into_iter().zip(&mut totals) {
-            add_scaled(_mm512_cvtepi32_ps(sum), input.byte_scales[span], totals);
-        }
-    }
-}
-
-/// What the sums of each 16 columns start from: minus what the codes were raised by, times the sum of the activations.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn q4_offsets(x_sums: &[i16]) -> [i32; SPAN / Q4_COLUMNS] {
-    let mut offsets = [0; SPAN / Q4_COLUMNS];
-    for (offset, x_sum) in offsets.iter_mut().zip(x_sums) {
-        *offset = -32 * i32::from(*x_sum);
-    }
-    offsets
-}
-
-/// `sum` and the products of 64 columns.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn q4_single_group(
-    group: &[u8; Q4_GROUP],
-    x: &[u8; COLUMNS],
-    offsets: &[i32; 4],
-    table: __m512i,
-    mut sum: __m512i,
-) -> __m512i {
-    let (x, _) = x.as_chunks::<4>().0.as_chunks::<4>();
-    for (i, (x, offset)) in x.iter().zip(offsets).enumerate() {
-        let scale = q4_scales(group, i / 2 * 2 * PANEL)[i % 2];
-        let mut products = _mm512_set1_epi32(*offset);
-        for (j, x) in x.as_chunks::<2>().0.iter().enumerate() {
-            let at = 4 * PANEL + i * 8 * PANEL + j * 4 * PANEL;
-            let codes = q4_codes(load(group, at), table);
-            products = _mm512_dpbusd_epi32(products, codes[0], spread(&x[0]));
-            products = _mm512_dpbusd_epi32(products, codes[1], spread(&x[1]));
-        }
-        sum = _mm512_add_epi32(sum, _mm512_mullo_epi32(products, scale));
-    }
-    sum
-}
-
-/// A span of a q4 panel, as signed bytes; aligned, or all loads would touch two cache lines.
-#[repr(align(64))]
-struct Q4Span {
-    /// `[4 columns][row][4]`
-    codes: [[i8; 4 * PANEL]; SPAN / 4],
-    /// `[16 columns][row]`
-    scales: [[i32; PANEL]; SPAN / Q4_COLUMNS],
-    /// What to take off for activations that are raised by 128: for each row, minus 128 times the sum of the weights.
-    offset: [i32; PANEL],
-}
-
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn q4_tiles(panel: &[u8], input: &Input, tiles: Range<usize>, totals: &mut Totals) {
-    let mut wide = Q4Span {
-        codes: [[0; 4 * PANEL]; SPAN / 4],
-        scales: [[0; PANEL]; SPAN / Q4_COLUMNS],
-        offset: [0; PANEL],
-    };
-    for span in 0..input.spans() {
-        q4_widen(q4_span(panel, span), &mut wide);
-        for tile in tiles.clone() {
-            let totals = &mut totals[(tile - tiles.start) * TILE..];
-            let (start, columns) = input.integers(span, tile);
-            let tokens = input.tokens(tile);
-            let x = &input.bytes[start..start + columns * tokens];
-            let scales = &input.byte_scales[span * input.n + tile * TILE..];
-            by_tokens!(tokens, T => q4_tile::<T>(&wide, x, scales, totals));
-        }
-    }
-}
-
-/// Widens a span.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn q4_widen(groups: &[[u8; Q4_GROUP]], wide: &mut Q4Span) {
-    let table = table(0);
-    let raised = _mm512_set1_epi8(128_u8 as i8);
-    let mut offset = _mm512_setzero_si512();
-    let places =
-        wide.codes.as_chunks_mut::<16>().0.iter_mut().zip(wide.scales.as_chunks_mut::<4>().0);
-    for (group, (codes, scales)) in groups.iter().zip(places) {
-        for (i, (codes, scales)) in codes.as_chunks_mut::<4>().0.iter_mut().zip(scales).enumerate()
-        {
-            let scale = q4_scales(group, i / 2 * 2 * PANEL)[i % 2];
-            store(scale, scales, 0);
-            let mut products = _mm512_setzero_si512();
-            for (j, codes) in codes.as_chunks_mut::<2>().0.iter_mut().enumerate() {
-                let at = 4 * PANEL + i * 8 * PANEL + j * 4 * PANEL;
-                for (four, codes) in q4_codes(load(group, at), table).into_iter().zip(codes) {
-                    store(four, codes, 0);
-                    products = _mm512_dpbusd_epi32(products, raised, four);
-                }
-            }
-            offset = _mm512_sub_epi32(offset, _mm512_mullo_epi32(products, scale));
-        }
-    }
-    store(offset, &mut wide.offset, 0);
-}
-
-/// `T` tokens of a tile times one span.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn q4_tile<const T: usize>(wide: &Q4Span, x: &[u8], scales: &[f32], totals: &mut Totals) {
-    let (x, _) = x.as_chunks::<4>().0.as_chunks::<T>();
-    let mut sums = [load(&wide.offset, 0); T];
-    let groups = x.as_chunks::<4>().0.iter().zip(wide.codes.as_chunks::<4>().0);
-    for ((x, codes), w_scale) in groups.zip(&wide.scales) {
-        let w_scale = load(w_scale, 0);
-        let codes =
-            [load(&codes[0], 0), load(&codes[1], 0), load(&codes[2], 0), load(&codes[3], 0)];
-        for (t, sum) in sums.iter_mut().enumerate() {
-            let mut products = _mm512_setzero_si512();
-            for (x, codes) in x.iter().zip(codes) {
-                products = _mm512_dpbusd_epi32(products, spread(&x[t]), codes);
-            }
-            *sum = _mm512_add_epi32(*sum, _mm512_mullo_epi32(products, w_scale));
-        }
-    }
-    for ((sum, scale), totals) in sums.into_iter().zip(scales).zip(totals) {
-        add_scaled(_mm512_cvtepi32_ps(sum), *scale, totals);
-    }
+    let high = if index % 2 == 0 { _mm512_slli_epi32::<16>(both) } else { both };
+    _mm512_srai_epi32::<16>(high)
 }

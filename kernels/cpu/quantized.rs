@@ -30,6 +30,9 @@ use crate::packed::{COLUMNS, PANEL, Q4_GROUP, Q4_HEAD, Q8_GROUP};
 pub(crate) const CODES: [i8; 16] =
     [-32, -26, -20, -16, -12, -8, -5, -2, 0, 3, 6, 9, 12, 16, 21, 28];
 
+/// What is added to codes where they must not be negative.
+pub(crate) const Q4_RAISED: i8 = 32;
+
 /// Columns that share a q8 scale.
 pub(crate) const Q8_COLUMNS: usize = 32;
 
