@@ -51,7 +51,7 @@ pub(crate) fn q4<const P: usize>(
     let tokens = input.n.min(tiles.end * TILE) - tiles.start * TILE;
     if input.n == 1 {
         // SAFETY: an `Avx512` exists only where the CPU has the instructions.
-        unsafe { q4_single(panels, input, totals.each_mut()) };
+        unsafe { q4_single(panels, input, &mut totals) };
     } else {
         for (panel, totals) in panels.into_iter().zip(&mut totals) {
             // SAFETY: as above.
@@ -68,19 +68,21 @@ pub(crate) fn q4<const P: usize>(
 /// 64 bytes from place `at` of `from`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn load<T: Copy>(from: &[T], at: usize) -> __m512i {
-    let from = &from[at..at + 64 / size_of::<T>()];
+fn load(from: &[u8], at: usize) -> __m512i {
+    let from = &from[at..at + 64];
     // SAFETY: the slice is 64 bytes long.
     unsafe { _mm512_loadu_si512(from.as_ptr().cast()) }
 }
 
-/// 4 bytes in each lane.
+/// Group `i` of each panel. A loop, because a closure in a function with instructions of its own is never inlined.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn spread<T: Copy, const N: usize>(from: &[T; N]) -> __m512i {
-    const { assert!(N * size_of::<T>() == 4) };
-    // SAFETY: four bytes, all of which are part of a number without padding.
-    _mm512_set1_epi32(unsafe { from.as_ptr().cast::<i32>().read_unaligned() })
+fn groups<const P: usize, const N: usize>(w: [&[[u8; N]]; P], i: usize) -> [&[u8; N]; P] {
+    let mut groups = [&[0; N]; P];
+    for (group, w) in groups.iter_mut().zip(w) {
+        *group = &w[i];
+    }
+    groups
 }
 
 /// 16 scales of a q8 group, from place `at`.
@@ -147,10 +149,9 @@ fn q8_dot<const P: usize, const T: usize>(
 ) -> [[__m512; T]; P] {
     let (x, _) = x.as_chunks::<2>().0.as_chunks::<T>();
     let (x, _) = x.as_chunks::<{ Q8_COLUMNS / 2 }>();
-    let w = w.map(|w| &w[..x.len().div_ceil(2)]);
     let mut sums = [[_mm512_setzero_ps(); T]; P];
     for (i, x) in x.iter().enumerate() {
-        q8_add(w.each_ref().map(|w| &w[i / 2]), i % 2, x, &mut sums);
+        q8_add(groups(w, i / 2), i % 2, x, &mut sums);
     }
     sums
 }
@@ -212,14 +213,13 @@ fn add_pairs(mut sum: __m512i, w: __m512i, x: &[i16; 2]) -> __m512i {
 // ---------------------------------------------------------------------------------------------- q4
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn q4_single<const P: usize>(panels: [&[u8]; P], input: &Input, totals: [&mut &mut Totals; P]) {
-    let mut totals = totals;
+fn q4_single<const P: usize>(panels: [&[u8]; P], input: &Input, totals: &mut [&mut Totals; P]) {
     for span in 0..input.spans() {
         let (start, columns) = input.integers(span, 0);
         let w = panels.map(|panel| q4_span(panel, span));
         let offsets = &input.offsets[start / 16..][..columns / 16];
         let sums = q4_dot::<P, 1>(w, &input.bytes[start..start + columns], offsets);
-        for (sums, totals) in sums.into_iter().zip(&mut totals) {
+        for (sums, totals) in sums.into_iter().zip(&mut *totals) {
             add_scaled(sums, &input.byte_scales[span..], totals);
         }
     }
@@ -255,11 +255,10 @@ fn q4_dot<const P: usize, const T: usize>(
     let (x, _) = x.as_chunks::<4>().0.as_chunks::<T>();
     let (x, _) = x.as_chunks::<{ COLUMNS / 4 }>();
     let (offsets, _) = offsets.as_chunks::<T>().0.as_chunks::<{ COLUMNS / Q4_COLUMNS }>();
-    let w = w.map(|w| &w[..x.len()]);
     let table = table();
     let mut sums = [[_mm512_setzero_si512(); T]; P];
     for (i, (x, offsets)) in x.iter().zip(offsets).enumerate() {
-        q4_add(w.each_ref().map(|w| &w[i]), table, x, offsets, &mut sums);
+        q4_add(groups(w, i), table, x, offsets, &mut sums);
     }
     let mut floats = [[_mm512_setzero_ps(); T]; P];
     for (floats, sums) in floats.as_flattened_mut().iter_mut().zip(sums.as_flattened()) {
@@ -288,7 +287,8 @@ fn q4_add<const P: usize, const T: usize>(
                 let codes = q4_codes(load(groups[p], 4 * PANEL + (2 * i + j) * 4 * PANEL), table);
                 for (codes, x) in codes.into_iter().zip(x) {
                     for (products, x) in products.iter_mut().zip(x) {
-                        *products = _mm512_dpbusd_epi32(*products, codes, spread(x));
+                        let x = _mm512_set1_epi32(i32::from_ne_bytes(*x));
+                        *products = _mm512_dpbusd_epi32(*products, codes, x);
                     }
                 }
             }
