@@ -96,6 +96,8 @@ macro_rules! intrinsics {
 
 impl Rows for Avx512 {
     type F = __m512;
+    /// Two units with a latency of four; the quantised formats need as many registers again for the products.
+    const TOKENS: usize = 8;
 
     intrinsics! {
         splat(x: f32) -> __m512 = _mm512_set1_ps(x);

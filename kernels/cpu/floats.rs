@@ -4,13 +4,13 @@
 //! A tile of a prompt is 16 rows by 6 tokens: 12 vectors of sums, 2 of weights and 1 activation fill the 16 registers of
 //! AVX2, and 12 multiply-adds follow on 8 loads, so the loop runs at the speed of the multipliers (95 % of their peak on
 //! Zen 3). Widening 16-bit weights in registers on the way is free there, as the multipliers are what is short.
-//! AVX-512 has the 16 rows in one vector: half the instructions, and 98 % of the same peak on Zen 4.
+//! AVX-512 has the 16 rows in one vector and tiles of 8 tokens: half the instructions, and 98 % of the same peak on Zen 4.
 //! A span of a panel (8 or 16 KiB) stays in the first-level cache while all tokens pass by.
 //!
 //! A single token is bound by memory: it works on several panels at once, see [`super::linear`]. There vectors of
 //! sixteen lanes have no multiplications to save, and 16-bit weights are widened faster in vectors of eight.
 
-use super::input::{Input, SPAN, TILE, by_tokens};
+use super::input::{Input, SPAN, by_tokens};
 use super::linear::Totals;
 use super::rows::{Halves, Rows};
 use super::simd::{Kernel, Simd};
@@ -111,14 +111,15 @@ impl<W: Widen> Kernel for WidePanel<'_, W> {
             let columns = input.columns(span);
             W::widen(s, panel, span, columns, &mut wide);
             for tile in tiles.clone() {
-                let totals = &mut totals[(tile - tiles.start) * TILE..];
+                let totals = &mut totals[(tile - tiles.start) * input.tile_len..];
                 let x = input.floats(span, tile);
                 let wide = &wide[..columns];
-                by_tokens!(input.tokens(tile), T => wide_tile::<S::Rows, T>(s.rows(), wide, x, totals));
+                let tokens = input.tokens(tile);
+                by_tokens!(tokens up to S::Rows::TOKENS, T => wide_tile::<S::Rows, T>(s.rows(), wide, x, totals));
             }
         }
         if let Some(scales) = W::row_scales(panel) {
-            let n = totals.len().min(input.n - tiles.start * TILE);
+            let n = totals.len().min(input.n - tiles.start * input.tile_len);
             for total in &mut totals[..n] {
                 total.iter_mut().zip(scales).for_each(|(total, scale)| *total *= scale);
             }
@@ -215,8 +216,9 @@ impl<W: Floats> Kernel for FloatTiles<'_, W> {
             let w = &W::columns(panel)[span * SPAN..][..input.columns(span)];
             for tile in tiles.clone() {
                 let x = input.floats(span, tile);
-                let totals = &mut totals[(tile - tiles.start) * TILE..];
-                by_tokens!(input.tokens(tile), T => float_tile::<S::Rows, W, T>(s.rows(), w, x, totals));
+                let totals = &mut totals[(tile - tiles.start) * input.tile_len..];
+                let tokens = input.tokens(tile);
+                by_tokens!(tokens up to S::Rows::TOKENS, T => float_tile::<S::Rows, W, T>(s.rows(), w, x, totals));
             }
         }
     }

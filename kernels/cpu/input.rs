@@ -1,6 +1,6 @@
 //! The activations that enter a linear layer, prepared once for all matrices that read them.
 //!
-//! The kernels work on tiles of `TILE` tokens and spans of `SPAN` columns, so the activations of a tile lie side by
+//! The kernels work on tiles of a few tokens and spans of `SPAN` columns, so the activations of a tile lie side by
 //! side: `[span][tile][column][token]`. A span is also the unit of the sums (see [`super::linear`]) and of the scales of
 //! quantised activations: each token has one scale for each span.
 //!
@@ -13,34 +13,37 @@
 //!   token, for many they are unsigned (plus 128).
 
 use super::quantized::{Q4_COLUMNS, Q4_RAISED};
+use super::rows::Rows;
 use super::shared::SharedMut;
 use super::simd::{Kernel, LANES, Simd};
 use crate::packed::{COLUMNS, Format};
 use crate::{Isa, Pool};
 
-/// Tokens that a tile of a prompt holds; the last tile may hold fewer.
-pub(crate) const TILE: usize = 6;
-
-/// Evaluates an expression with a constant for the number of tokens of a tile, from 1 to [`TILE`], so that each number
-/// has a kernel of its own: `by_tokens!(tokens, T => tile::<T>(x))`.
+/// Evaluates an expression with a constant for the number of tokens of a tile, so that each number has a kernel of its
+/// own: `by_tokens!(tokens up to 6, T => tile::<T>(x))`. The limit is a constant, at most [`MOST_TOKENS`].
 macro_rules! by_tokens {
-    ($tokens:expr, $n:ident => $body:expr) => {{
-        use $crate::cpu::input::{TILE, by_tokens};
+    ($tokens:ident up to $most:expr, $n:ident => $body:expr) => {
         match $tokens {
             1 => by_tokens!(@ 1, $n => $body),
             2 => by_tokens!(@ 2, $n => $body),
             3 => by_tokens!(@ 3, $n => $body),
             4 => by_tokens!(@ 4, $n => $body),
             5 => by_tokens!(@ 5, $n => $body),
-            _ => by_tokens!(@ TILE, $n => $body),
+            6 => by_tokens!(@ 6, $n => $body),
+            7 if $most >= 7 => by_tokens!(@ 7, $n => $body),
+            8 if $most >= 8 => by_tokens!(@ 8, $n => $body),
+            tokens => unreachable!("a tile of {tokens} tokens"),
         }
-    }};
+    };
     (@ $value:expr, $n:ident => $body:expr) => {{
         const $n: usize = $value;
         $body
     }};
 }
 pub(crate) use by_tokens;
+
+/// The tokens of the largest tile of any instruction set.
+pub(crate) const MOST_TOKENS: usize = 8;
 
 /// Columns that are summed in one go.
 pub(crate) const SPAN: usize = 256;
@@ -50,6 +53,10 @@ pub(crate) const SPAN: usize = 256;
 pub struct Input {
     pub(crate) n: usize,
     pub(crate) cols: usize,
+    /// Tokens of a tile; the last tile may hold fewer.
+    pub(crate) tile_len: usize,
+    /// What it was prepared for.
+    isa: Option<Isa>,
     kinds: Kinds,
     floats: Vec<f32>,
     pub(crate) words: Vec<i16>,
@@ -92,9 +99,11 @@ impl Input {
         );
         self.n = x.len().checked_div(cols).unwrap_or(0);
         self.cols = cols;
+        self.tile_len = isa.run(TileLen);
+        self.isa = Some(isa);
         self.kinds = Kinds::for_formats(isa, formats);
         self.make_room();
-        let (tiles, spans) = (self.n.div_ceil(TILE), cols.div_ceil(SPAN));
+        let (tiles, spans) = (self.n.div_ceil(self.tile_len), cols.div_ceil(SPAN));
         let places = Places::new(self);
         // A region costs more than a single token's activations.
         let few = x.len() <= 1 << 14;
@@ -108,14 +117,14 @@ impl Input {
     #[inline(always)]
     pub(crate) fn floats(&self, span: usize, tile: usize) -> &[f32] {
         let (columns, tokens) = (self.columns(span), self.tokens(tile));
-        &self.floats[span * SPAN * self.n + tile * TILE * columns..][..columns * tokens]
+        &self.floats[span * SPAN * self.n + tile * self.tile_len * columns..][..columns * tokens]
     }
 
     /// Where the integers of a tile begin in a span, and how many columns they have: whole groups of 64.
     #[inline(always)]
     pub(crate) fn integers(&self, span: usize, tile: usize) -> (usize, usize) {
         let columns = self.columns(span).next_multiple_of(COLUMNS);
-        (span * SPAN * self.n + tile * TILE * columns, columns)
+        (span * SPAN * self.n + tile * self.tile_len * columns, columns)
     }
 
     pub(crate) fn spans(&self) -> usize {
@@ -131,19 +140,18 @@ impl Input {
     /// Tokens of a tile.
     #[inline(always)]
     pub(crate) fn tokens(&self, tile: usize) -> usize {
-        TILE.min(self.n - tile * TILE)
+        self.tile_len.min(self.n - tile * self.tile_len)
     }
 
     /// Checks that a matrix can be multiplied with what was prepared.
     #[track_caller]
     pub(crate) fn check(&self, isa: Isa, format: Format, cols: usize) {
         assert_eq!(cols, self.cols, "columns of the weights, columns of the input");
-        let Kinds { floats, words, bytes, offsets } = Kinds::for_formats(isa, &[format]);
+        assert_eq!(Some(isa), self.isa, "the instruction set, and that of the input");
+        let Kinds { floats, words, bytes, .. } = Kinds::for_formats(isa, &[format]);
         let have = self.kinds;
         assert!(
-            (have.floats || !floats)
-                && (have.words || !words)
-                && (!bytes || (have.bytes && have.offsets == offsets)),
+            (have.floats || !floats) && (have.words || !words) && (have.bytes || !bytes),
             "the input was not prepared for {format} weights"
         );
     }
@@ -169,6 +177,18 @@ fn grow<T: Clone + Default>(vec: &mut Vec<T>, len: usize) {
     }
 }
 
+/// How many tokens a tile holds.
+struct TileLen;
+
+impl Kernel for TileLen {
+    type Output = usize;
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) -> usize {
+        const { assert!(S::Rows::TOKENS <= MOST_TOKENS) };
+        S::Rows::TOKENS
+    }
+}
+
 impl Kinds {
     fn for_formats(isa: Isa, formats: &[Format]) -> Self {
         let mut kinds = Self::default();
@@ -191,6 +211,7 @@ impl Kinds {
 pub(crate) struct Places<'a> {
     pub(crate) n: usize,
     pub(crate) cols: usize,
+    tile_len: usize,
     kinds: Kinds,
     floats: SharedMut<'a, f32>,
     pub(crate) words: SharedMut<'a, i16>,
@@ -206,6 +227,7 @@ impl<'a> Places<'a> {
         Self {
             n: input.n,
             cols: input.cols,
+            tile_len: input.tile_len,
             kinds: input.kinds,
             floats: SharedMut::new(&mut input.floats),
             words: SharedMut::new(&mut input.words),
@@ -231,14 +253,15 @@ impl Kernel for Prepare<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let Self { x, places, tile, span } = self;
-        let Places { n, cols, kinds, .. } = *places;
-        let (from, tokens) = (span * SPAN, TILE.min(n - tile * TILE));
+        let Places { n, cols, tile_len, kinds, .. } = *places;
+        let (from, tokens) = (span * SPAN, tile_len.min(n - tile * tile_len));
         let columns = SPAN.min(cols - from);
-        let row = |token: usize| &x[(tile * TILE + token) * cols + from..][..columns];
+        let row = |token: usize| &x[(tile * tile_len + token) * cols + from..][..columns];
         if kinds.floats {
             // SAFETY: each tile of each span has its own place, and belongs to one part.
-            let to =
-                unsafe { places.floats.slice(from * n + tile * TILE * columns, columns * tokens) };
+            let to = unsafe {
+                places.floats.slice(from * n + tile * tile_len * columns, columns * tokens)
+            };
             (0..tokens).for_each(|token| interleave(row(token), to, token, tokens));
         }
         if kinds.words || kinds.bytes {
@@ -274,8 +297,8 @@ fn interleave<T: Copy>(row: &[T], to: &mut [T], token: usize, tokens: usize) {
 fn quantize<S: Simd>(s: S, row: &[f32], places: &Places<'_>, kinds: Kinds, at: Place) {
     let Place { span, tile, token, tokens } = at;
     let padded = row.len().next_multiple_of(COLUMNS);
-    let start = span * SPAN * places.n + tile * TILE * padded;
-    let scale_at = span * places.n + tile * TILE + token;
+    let start = span * SPAN * places.n + tile * places.tile_len * padded;
+    let scale_at = span * places.n + tile * places.tile_len + token;
     let top = largest_magnitude(s, row);
     if kinds.words {
         let mut words = [0_i16; SPAN];

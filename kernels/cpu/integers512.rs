@@ -17,10 +17,14 @@ use std::arch::x86_64::*;
 use std::ops::Range;
 
 use super::avx512::Avx512;
-use super::input::{Input, TILE, by_tokens};
+use super::input::{Input, by_tokens};
 use super::linear::Totals;
 use super::quantized::{CODES, Q4_COLUMNS, Q4_RAISED, Q8_COLUMNS, q4_span, q8_span, scale_rows};
+use super::rows::Rows;
 use crate::packed::{COLUMNS, PANEL, Q4_GROUP, Q8_GROUP};
+
+/// Tokens of a tile.
+const TOKENS: usize = Avx512::TOKENS;
 
 /// The dot products of q8 panels with the tokens of some tiles, added to `totals`.
 pub(crate) fn q8<const P: usize>(
@@ -48,7 +52,7 @@ pub(crate) fn q4<const P: usize>(
     tiles: &Range<usize>,
     mut totals: [&mut Totals; P],
 ) {
-    let tokens = input.n.min(tiles.end * TILE) - tiles.start * TILE;
+    let tokens = input.n.min(tiles.end * TOKENS) - tiles.start * TOKENS;
     if input.n == 1 {
         // SAFETY: an `Avx512` exists only where the CPU has the instructions.
         unsafe { q4_single(panels, input, &mut totals) };
@@ -130,9 +134,9 @@ fn q8_tiles(panel: &[u8], input: &Input, tiles: Range<usize>, totals: &mut Total
             let (start, columns) = input.integers(span, tile);
             let tokens = input.tokens(tile);
             let x = &input.words[start..start + columns * tokens];
-            let scales = &input.word_scales[span * input.n + tile * TILE..];
-            let totals = &mut totals[(tile - tiles.start) * TILE..];
-            by_tokens!(tokens, T => {
+            let scales = &input.word_scales[span * input.n + tile * TOKENS..];
+            let totals = &mut totals[(tile - tiles.start) * TOKENS..];
+            by_tokens!(tokens up to TOKENS, T => {
                 let [sums] = q8_dot::<1, T>([w], x);
                 add_scaled(sums, scales, totals);
             });
@@ -234,9 +238,9 @@ fn q4_tiles(panel: &[u8], input: &Input, tiles: Range<usize>, totals: &mut Total
             let tokens = input.tokens(tile);
             let x = &input.bytes[start..start + columns * tokens];
             let offsets = &input.offsets[start / 16..][..columns / 16 * tokens];
-            let scales = &input.byte_scales[span * input.n + tile * TILE..];
-            let totals = &mut totals[(tile - tiles.start) * TILE..];
-            by_tokens!(tokens, T => {
+            let scales = &input.byte_scales[span * input.n + tile * TOKENS..];
+            let totals = &mut totals[(tile - tiles.start) * TOKENS..];
+            by_tokens!(tokens up to TOKENS, T => {
                 let [sums] = q4_dot::<1, T>([w], x, offsets);
                 add_scaled(sums, scales, totals);
             });

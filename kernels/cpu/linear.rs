@@ -19,7 +19,7 @@ use std::ops::Range;
 
 use super::elementwise::{Activation, activate_slice};
 use super::floats::{Bf16, F16, F32, FloatSingle, FloatTiles, Floats, WidePanel, Widen};
-use super::input::{Input, TILE};
+use super::input::{Input, MOST_TOKENS};
 use super::quantized::{Q4, Q8};
 use super::shared::SharedMut;
 #[cfg(target_arch = "x86_64")]
@@ -28,11 +28,8 @@ use crate::isa::Level;
 use crate::packed::{Format, PANEL, Packed};
 use crate::{Isa, Pool};
 
-/// Tiles of a block of tokens.
-const TILES: usize = 42;
-
-/// Tokens of a block: their sums of one panel are 16 KiB.
-const BLOCK: usize = TILES * TILE;
+/// Tokens of a block: their sums of one panel are 15 KiB. Whole tiles for every instruction set.
+const BLOCK: usize = 240;
 
 /// Panels that a single token reads side by side.
 const STREAMS: usize = 4;
@@ -139,13 +136,14 @@ fn by_streams<const P: usize>(
 
 /// The blocks of tokens of an input, as ranges of tiles.
 fn blocks(input: &Input) -> impl Iterator<Item = Range<usize>> {
-    let tiles = input.n.div_ceil(TILE);
-    (0..tiles).step_by(TILES).map(move |tile| tile..tiles.min(tile + TILES))
+    let tiles = input.n.div_ceil(input.tile_len);
+    let len = BLOCK / input.tile_len;
+    (0..tiles).step_by(len).map(move |tile| tile..tiles.min(tile + len))
 }
 
 /// The tokens of some tiles.
 fn tokens(input: &Input, tiles: &Range<usize>) -> Range<usize> {
-    tiles.start * TILE..input.n.min(tiles.end * TILE)
+    tiles.start * input.tile_len..input.n.min(tiles.end * input.tile_len)
 }
 
 /// A layer whose outputs several threads write.
@@ -171,7 +169,9 @@ impl<'a> Job<'a> {
                 |panel| self.single(isa, input, [panel]),
             ),
             // Clearing the sums of a whole block would cost more than a few tokens' product with a panel.
-            2..=TILE => panels.for_each(|panel| self.panel::<TILE>(isa, input, panel)),
+            2..=MOST_TOKENS => {
+                panels.for_each(|panel| self.panel::<MOST_TOKENS>(isa, input, panel))
+            }
             _ => panels.for_each(|panel| self.panel::<BLOCK>(isa, input, panel)),
         }
     }
@@ -234,7 +234,9 @@ impl GatedJob<'_> {
                 |panels| self.two(isa, input, panels),
                 |panel| self.panel::<1>(isa, input, panel),
             ),
-            2..=TILE => panels.for_each(|panel| self.panel::<TILE>(isa, input, panel)),
+            2..=MOST_TOKENS => {
+                panels.for_each(|panel| self.panel::<MOST_TOKENS>(isa, input, panel))
+            }
             _ => panels.for_each(|panel| self.panel::<BLOCK>(isa, input, panel)),
         }
     }

@@ -7,6 +7,8 @@ use crate::packed::PANEL;
 pub(crate) trait Rows: Copy {
     /// Sixteen f32.
     type F: Copy;
+    /// Tokens of a tile of a prompt: as many as there are registers for, and enough that no sum waits for the last one.
+    const TOKENS: usize;
     fn splat(self, x: f32) -> Self::F;
     fn load(self, from: &[f32; PANEL]) -> Self::F;
     fn store(self, v: Self::F, to: &mut [f32; PANEL]);
@@ -34,6 +36,7 @@ fn halves<T, const N: usize, const H: usize>(whole: &[T; N]) -> [&[T; H]; 2] {
 
 impl<S: Simd> Rows for Halves<S> {
     type F = [S::F; 2];
+    const TOKENS: usize = 6;
     #[inline(always)]
     fn splat(self, x: f32) -> Self::F {
         [self.0.splat(x); 2]
