@@ -9,6 +9,9 @@
 //! of 16 columns starts (see [`Input::offsets`]), so it costs nothing. Such a sum has 18 bits, too many for multiply-adds of
 //! 16 bits, so the group scale enters with `vpmulld`: 5 instructions on the multipliers for 256 products, where AVX2 needs
 //! 12 of half the width. The tokens take turns, or each would wait for its own last product.
+//!
+//! Measured on one Zen 4 core, data in the cache: 48 tokens of q8 205 GOP/s, of q4 319 GOP/s, where AVX2 makes 146 and 216 and
+//! multiply-adds in f32 118. Tiles of 8 tokens are as fast as tiles of 6, but for 8 tokens, and 12 are no better.
 
 #![cfg(target_arch = "x86_64")]
 #![allow(clippy::wildcard_imports, reason = "the names of the intrinsics say where they come from")]
@@ -78,7 +81,7 @@ fn load(from: &[u8], at: usize) -> __m512i {
     unsafe { _mm512_loadu_si512(from.as_ptr().cast()) }
 }
 
-/// Group `i` of each panel. A loop, because a closure in a function with instructions of its own is never inlined.
+/// Group `i` of each panel. A loop: the closure of a `map` would have to be inlined there, where the instructions are not.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 fn groups<const P: usize, const N: usize>(w: [&[[u8; N]]; P], i: usize) -> [&[u8; N]; P] {
@@ -329,6 +332,6 @@ fn q4_scales(group: &[u8; Q4_GROUP], index: usize) -> __m512i {
     let from = &group[index / 2 * 2 * PANEL..][..2 * PANEL];
     // SAFETY: the slice is 32 bytes long.
     let both = _mm512_cvtepi8_epi16(unsafe { _mm256_loadu_si256(from.as_ptr().cast()) });
-    let high = if index % 2 == 0 { _mm512_slli_epi32::<16>(both) } else { both };
+    let high = if index.is_multiple_of(2) { _mm512_slli_epi32::<16>(both) } else { both };
     _mm512_srai_epi32::<16>(high)
 }
