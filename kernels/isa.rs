@@ -7,6 +7,7 @@ use std::fmt;
 
 #[cfg(target_arch = "x86_64")]
 use crate::cpu::avx512::{Avx512, avx512_door};
+use crate::cpu::rows::{InHalves, RowsKernel};
 #[cfg(target_arch = "x86_64")]
 use crate::cpu::simd::{Avx2, avx2_door};
 use crate::cpu::simd::{Kernel, Portable};
@@ -129,8 +130,21 @@ impl Isa {
             // SAFETY: an `Avx2` exists only where the CPU has AVX2, FMA and F16C.
             Level::Avx2(token) => unsafe { avx2_door(token, kernel) },
             #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above; an `Avx512` has an `Avx2`.
+            Level::Avx512(token) => unsafe { avx2_door(token.avx2(), kernel) },
+        }
+    }
+
+    /// Runs a kernel for the rows of a panel, compiled for this instruction set.
+    #[inline]
+    pub(crate) fn run_rows<K: RowsKernel>(self, kernel: K) -> K::Output {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
             // SAFETY: an `Avx512` exists only where the CPU has all of its instructions.
             Level::Avx512(token) => unsafe { avx512_door(token, kernel) },
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2(_) => self.run(InHalves(kernel)),
+            Level::Portable(_) => self.run(InHalves(kernel)),
         }
     }
 }

@@ -12,7 +12,7 @@
 
 use super::input::{Input, SPAN, by_tokens};
 use super::linear::Totals;
-use super::rows::{Halves, Rows};
+use super::rows::{Halves, Rows, RowsKernel};
 use super::simd::{Kernel, Simd};
 use crate::packed::PANEL;
 
@@ -87,7 +87,7 @@ impl<W: Floats> Widen for W {
     fn widen<S: Simd>(s: S, panel: &[u8], span: usize, columns: usize, wide: &mut Wide) {
         let from = &W::columns(panel)[span * SPAN..][..columns];
         for (from, to) in from.iter().zip(wide) {
-            s.rows().store(W::load(s.rows(), from), to);
+            Halves(s).store(W::load(Halves(s), from), to);
         }
     }
 }
@@ -115,7 +115,9 @@ impl<W: Widen> Kernel for WidePanel<'_, W> {
                 let x = input.floats(span, tile);
                 let wide = &wide[..columns];
                 let tokens = input.tokens(tile);
-                by_tokens!(tokens up to S::Rows::TOKENS, T => wide_tile::<S::Rows, T>(s.rows(), wide, x, totals));
+                by_tokens!(tokens up to Halves::<S>::TOKENS, T => {
+                    wide_tile::<Halves<S>, T>(Halves(s), wide, x, totals);
+                });
             }
         }
         if let Some(scales) = W::row_scales(panel) {
@@ -207,10 +209,10 @@ pub(crate) struct FloatTiles<'a, W> {
     pub(crate) format: std::marker::PhantomData<W>,
 }
 
-impl<W: Floats> Kernel for FloatTiles<'_, W> {
+impl<W: Floats> RowsKernel for FloatTiles<'_, W> {
     type Output = ();
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
+    fn run<R: Rows>(self, r: R) {
         let Self { panel, input, tiles, totals, .. } = self;
         for span in 0..input.spans() {
             let w = &W::columns(panel)[span * SPAN..][..input.columns(span)];
@@ -218,7 +220,7 @@ impl<W: Floats> Kernel for FloatTiles<'_, W> {
                 let x = input.floats(span, tile);
                 let totals = &mut totals[(tile - tiles.start) * input.tile_len..];
                 let tokens = input.tokens(tile);
-                by_tokens!(tokens up to S::Rows::TOKENS, T => float_tile::<S::Rows, W, T>(s.rows(), w, x, totals));
+                by_tokens!(tokens up to R::TOKENS, T => float_tile::<R, W, T>(r, w, x, totals));
             }
         }
     }

@@ -13,7 +13,7 @@
 //!   token, for many they are unsigned (plus 128).
 
 use super::quantized::{Q4_COLUMNS, Q4_RAISED};
-use super::rows::Rows;
+use super::rows::{Rows, RowsKernel};
 use super::shared::SharedMut;
 use super::simd::{Kernel, LANES, Simd};
 use crate::packed::{COLUMNS, Format};
@@ -99,7 +99,7 @@ impl Input {
         );
         self.n = x.len().checked_div(cols).unwrap_or(0);
         self.cols = cols;
-        self.tile_len = isa.run(TileLen);
+        self.tile_len = isa.run_rows(TileLen);
         self.isa = Some(isa);
         self.kinds = Kinds::for_formats(isa, formats);
         self.make_room();
@@ -180,12 +180,12 @@ fn grow<T: Clone + Default>(vec: &mut Vec<T>, len: usize) {
 /// How many tokens a tile holds.
 struct TileLen;
 
-impl Kernel for TileLen {
+impl RowsKernel for TileLen {
     type Output = usize;
     #[inline(always)]
-    fn run<S: Simd>(self, _: S) -> usize {
-        const { assert!(S::Rows::TOKENS <= MOST_TOKENS) };
-        S::Rows::TOKENS
+    fn run<R: Rows>(self, _: R) -> usize {
+        const { assert!(R::TOKENS <= MOST_TOKENS) };
+        R::TOKENS
     }
 }
 

@@ -21,12 +21,12 @@ use std::ops::Range;
 use super::input::{Input, SPAN, by_tokens};
 use super::linear::Totals;
 use super::quantized::{CODES, Q4_COLUMNS, Q8_COLUMNS, q4_span, q8_span, scale_rows};
-use super::rows::Rows;
-use super::simd::{Avx2, Simd};
+use super::rows::{Halves, Rows};
+use super::simd::Avx2;
 use crate::packed::{COLUMNS, PANEL, Q4_GROUP, Q8_GROUP};
 
 /// Tokens of a tile.
-const TOKENS: usize = <Avx2 as Simd>::Rows::TOKENS;
+const TOKENS: usize = Halves::<Avx2>::TOKENS;
 
 /// The dot products of q8 panels with the tokens of some tiles, added to `totals`.
 pub(crate) fn q8<const P: usize>(

@@ -350,7 +350,7 @@ fn floats<W: Floats, const P: usize>(
         return isa.run(FloatSingle { panels, input, totals, format });
     }
     for (panel, totals) in panels.into_iter().zip(totals) {
-        isa.run(FloatTiles { panel, input, tiles: tiles.clone(), totals, format });
+        isa.run_rows(FloatTiles { panel, input, tiles: tiles.clone(), totals, format });
     }
 }
 

@@ -1,7 +1,15 @@
 //! Sixteen f32 lanes: the rows of a panel, in one vector where the instruction set has such wide ones, else in two.
 
-use super::simd::{LANES, Simd};
+use super::simd::{Kernel, LANES, Simd};
 use crate::packed::PANEL;
+
+/// A computation that is written once over [`Rows`].
+pub(crate) trait RowsKernel {
+    /// What it returns.
+    type Output;
+    /// The body; implementations are `#[inline(always)]`.
+    fn run<R: Rows>(self, r: R) -> Self::Output;
+}
 
 /// Operations on the values of a panel's rows. `self` is the proof that the instructions exist.
 pub(crate) trait Rows: Copy {
@@ -75,5 +83,16 @@ impl<S: Simd> Rows for Halves<S> {
     #[inline(always)]
     fn load_bf16(self, from: &[u8; 2 * PANEL]) -> Self::F {
         self.0.load_bf16_pairs(from)
+    }
+}
+
+/// A kernel for rows that computes with vectors of eight lanes.
+pub(crate) struct InHalves<K>(pub(crate) K);
+
+impl<K: RowsKernel> Kernel for InHalves<K> {
+    type Output = K::Output;
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> K::Output {
+        self.0.run(Halves(s))
     }
 }

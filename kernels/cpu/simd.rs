@@ -6,12 +6,10 @@
 //! touch a vector ([`super::functions`] has what is used instead). A release build has it right when `nm` finds no
 //! function named `_mm256_…` or `_mm512_…` in it.
 //!
-//! The token types ([`Portable`], [`Avx2`], [`super::avx512::Avx512`]) prove that the instructions are there: that is what makes the
-//! intrinsics below sound.
+//! The token types ([`Portable`], [`Avx2`]) prove that the instructions are there: that is what makes the intrinsics
+//! below sound. With AVX-512 these eight lanes are left to AVX2, see [`super::avx512`].
 
 use half::{bf16, f16};
-
-use super::rows::{Halves, Rows};
 
 /// Lanes of a vector.
 pub(crate) const LANES: usize = 8;
@@ -28,9 +26,6 @@ pub(crate) trait Kernel {
 pub(crate) trait Simd: Copy {
     /// Eight f32.
     type F: Copy;
-    /// The same for the sixteen rows of a panel.
-    type Rows: Rows;
-    fn rows(self) -> Self::Rows;
     fn splat(self, x: f32) -> Self::F;
     fn load(self, from: &[f32; LANES]) -> Self::F;
     fn store(self, v: Self::F, to: &mut [f32; LANES]);
@@ -115,11 +110,6 @@ fn map(a: [f32; LANES], b: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> [f32; L
 
 impl Simd for Portable {
     type F = [f32; LANES];
-    type Rows = Halves<Self>;
-    #[inline(always)]
-    fn rows(self) -> Self::Rows {
-        Halves(self)
-    }
     #[inline(always)]
     fn splat(self, x: f32) -> Self::F {
         [x; LANES]
@@ -251,7 +241,7 @@ mod avx2 {
 
     use half::{bf16, f16};
 
-    use super::{Halves, Kernel, LANES, Simd};
+    use super::{Kernel, LANES, Simd};
 
     /// Proof that the CPU has AVX2, FMA and F16C: only [`Avx2::detect`] makes one.
     #[derive(Clone, Copy, PartialEq, Eq)]
@@ -286,11 +276,6 @@ mod avx2 {
 
     impl Simd for Avx2 {
         type F = __m256;
-        type Rows = Halves<Self>;
-        #[inline(always)]
-        fn rows(self) -> Self::Rows {
-            Halves(self)
-        }
 
         #[inline(always)]
         fn prefetch<T>(self, soon: &[T]) {
