@@ -6,32 +6,34 @@
 use std::fmt;
 
 #[cfg(target_arch = "x86_64")]
+use crate::cpu::avx512::{Avx512, avx512_door};
+use crate::cpu::rows::{InHalves, RowsKernel};
+#[cfg(target_arch = "x86_64")]
 use crate::cpu::simd::{Avx2, avx2_door};
 use crate::cpu::simd::{Kernel, Portable};
 
-/// The environment variable that forces an instruction set: `portable` or `avx2`.
+/// The environment variable that forces an instruction set: `portable`, `avx2` or `avx512`.
 pub const ISA_VARIABLE: &str = "TRAMONTANE_ISA";
 
 /// An instruction set that this CPU is known to have.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Isa(Level);
 
-/// What there are kernels for. The AVX2 level also needs FMA and F16C, which all such CPUs but a few have.
+/// What there are kernels for. The AVX2 level also needs FMA and F16C, which all such CPUs but a few have; the AVX-512
+/// level needs F, BW, DQ, VL and VNNI of it.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Level {
+pub(crate) enum Level {
     Portable(Portable),
     #[cfg(target_arch = "x86_64")]
     Avx2(Avx2),
+    #[cfg(target_arch = "x86_64")]
+    Avx512(Avx512),
 }
 
 impl Isa {
     /// The fastest instruction set that this CPU has.
     pub fn best() -> Self {
-        #[cfg(target_arch = "x86_64")]
-        if let Some(avx2) = Avx2::detect() {
-            return Self(Level::Avx2(avx2));
-        }
-        Self::portable()
+        Self::available().pop().unwrap_or_else(Self::portable)
     }
 
     /// Plain Rust that the compiler vectorises for the target's baseline: runs everywhere.
@@ -42,8 +44,10 @@ impl Isa {
     /// Every instruction set that this CPU has, the slowest first.
     pub fn available() -> Vec<Self> {
         let mut all = vec![Self::portable()];
-        if Self::best() != Self::portable() {
-            all.push(Self::best());
+        #[cfg(target_arch = "x86_64")]
+        {
+            all.extend(Avx2::detect().map(|avx2| Self(Level::Avx2(avx2))));
+            all.extend(Avx512::detect().map(|avx512| Self(Level::Avx512(avx512))));
         }
         all
     }
@@ -67,7 +71,7 @@ impl Isa {
     /// # Errors
     /// Says what is wrong when the name is unknown or this CPU lacks the instructions.
     pub fn from_name(name: &str) -> Result<Self, String> {
-        let known = ["portable", "avx2"];
+        let known = ["portable", "avx2", "avx512"];
         if let Some(isa) = Self::available().into_iter().find(|isa| isa.name() == name) {
             return Ok(isa);
         }
@@ -87,6 +91,8 @@ impl Isa {
             Level::Portable(_) => "portable",
             #[cfg(target_arch = "x86_64")]
             Level::Avx2(_) => "avx2",
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512(_) => "avx512",
         }
     }
 
@@ -95,17 +101,24 @@ impl Isa {
         match self.0 {
             Level::Portable(_) => false,
             #[cfg(target_arch = "x86_64")]
-            Level::Avx2(_) => true,
+            Level::Avx2(_) | Level::Avx512(_) => true,
         }
     }
 
-    /// The proof of AVX2, for kernels that are written for it alone.
-    #[cfg(target_arch = "x86_64")]
-    pub(crate) fn avx2(self) -> Option<Avx2> {
+    /// Whether these kernels sum the products of bytes in 32 bits at once.
+    pub(crate) fn has_vnni(self) -> bool {
         match self.0 {
-            Level::Portable(_) => None,
-            Level::Avx2(avx2) => Some(avx2),
+            Level::Portable(_) => false,
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2(_) => false,
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512(_) => true,
         }
+    }
+
+    /// The instruction set with its proof, for kernels that are written for it alone.
+    pub(crate) fn level(self) -> Level {
+        self.0
     }
 
     /// Runs a kernel that is written once for every instruction set, compiled for this one.
@@ -116,6 +129,22 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: an `Avx2` exists only where the CPU has AVX2, FMA and F16C.
             Level::Avx2(token) => unsafe { avx2_door(token, kernel) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above; an `Avx512` has an `Avx2`.
+            Level::Avx512(token) => unsafe { avx2_door(token.avx2(), kernel) },
+        }
+    }
+
+    /// Runs a kernel for the rows of a panel, compiled for this instruction set.
+    #[inline]
+    pub(crate) fn run_rows<K: RowsKernel>(self, kernel: K) -> K::Output {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: an `Avx512` exists only where the CPU has all of its instructions.
+            Level::Avx512(token) => unsafe { avx512_door(token, kernel) },
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2(_) => self.run(InHalves(kernel)),
+            Level::Portable(_) => self.run(InHalves(kernel)),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The activations that enter a linear layer, prepared once for all matrices that read them.
 //!
-//! The kernels work on tiles of `TILE` tokens and spans of `SPAN` columns, so the activations of a tile lie side by
+//! The kernels work on tiles of a few tokens and spans of `SPAN` columns, so the activations of a tile lie side by
 //! side: `[span][tile][column][token]`. A span is also the unit of the sums (see [`super::linear`]) and of the scales of
 //! quantised activations: each token has one scale for each span.
 //!
@@ -8,37 +8,42 @@
 //!
 //! - f32 for weights in 16 and 32 bits, and for every format where there are no integer kernels;
 //! - 16-bit integers for q8, which is as good as exact;
-//! - 8-bit integers for q4: unsigned (plus 128) for many tokens, signed for a single one, with the sums of 16
-//!   columns, because its kernel holds the codes unsigned instead.
+//! - 8-bit integers for q4, one side of whose products must be unsigned. With AVX-512 these are the codes, so the activations
+//!   are signed, with the sums of 16 columns to take off what raising the codes adds; with AVX2 they are so for a single
+//!   token, for many they are unsigned (plus 128).
 
+use super::quantized::{Q4_COLUMNS, Q4_RAISED};
+use super::rows::{Rows, RowsKernel};
 use super::shared::SharedMut;
 use super::simd::{Kernel, LANES, Simd};
 use crate::packed::{COLUMNS, Format};
 use crate::{Isa, Pool};
 
-/// Tokens that a tile of a prompt holds; the last tile may hold fewer.
-pub(crate) const TILE: usize = 6;
-
-/// Evaluates an expression with a constant for the number of tokens of a tile, from 1 to [`TILE`], so that each number
-/// has a kernel of its own: `by_tokens!(tokens, T => tile::<T>(x))`.
+/// Evaluates an expression with a constant for the number of tokens of a tile, so that each number has a kernel of its
+/// own: `by_tokens!(tokens up to 6, T => tile::<T>(x))`. The limit is a constant, at most [`MOST_TOKENS`].
 macro_rules! by_tokens {
-    ($tokens:expr, $n:ident => $body:expr) => {{
-        use $crate::cpu::input::{TILE, by_tokens};
+    ($tokens:ident up to $most:expr, $n:ident => $body:expr) => {
         match $tokens {
             1 => by_tokens!(@ 1, $n => $body),
             2 => by_tokens!(@ 2, $n => $body),
             3 => by_tokens!(@ 3, $n => $body),
             4 => by_tokens!(@ 4, $n => $body),
             5 => by_tokens!(@ 5, $n => $body),
-            _ => by_tokens!(@ TILE, $n => $body),
+            6 => by_tokens!(@ 6, $n => $body),
+            7 if $most >= 7 => by_tokens!(@ 7, $n => $body),
+            8 if $most >= 8 => by_tokens!(@ 8, $n => $body),
+            tokens => unreachable!("a tile of {tokens} tokens"),
         }
-    }};
+    };
     (@ $value:expr, $n:ident => $body:expr) => {{
         const $n: usize = $value;
         $body
     }};
 }
 pub(crate) use by_tokens;
+
+/// The tokens of the largest tile of any instruction set.
+pub(crate) const MOST_TOKENS: usize = 8;
 
 /// Columns that are summed in one go.
 pub(crate) const SPAN: usize = 256;
@@ -48,6 +53,10 @@ pub(crate) const SPAN: usize = 256;
 pub struct Input {
     pub(crate) n: usize,
     pub(crate) cols: usize,
+    /// Tokens of a tile; the last tile may hold fewer.
+    pub(crate) tile_len: usize,
+    /// What it was prepared for.
+    isa: Option<Isa>,
     kinds: Kinds,
     floats: Vec<f32>,
     pub(crate) words: Vec<i16>,
@@ -56,8 +65,10 @@ pub struct Input {
     pub(crate) word_scales: Vec<f32>,
     /// `[span][token]`: what a unit of `bytes` is worth.
     pub(crate) byte_scales: Vec<f32>,
-    /// For a single token, for each 16 columns the sum of `bytes`.
+    /// For a single token and AVX2, for each 16 columns the sum of `bytes`.
     pub(crate) sums: Vec<i16>,
+    /// For AVX-512, `[span][tile][16 columns][token]`: minus what raising the codes adds to the sum of the columns.
+    pub(crate) offsets: Vec<i32>,
 }
 
 /// Which forms of the activations are wanted.
@@ -66,6 +77,7 @@ struct Kinds {
     floats: bool,
     words: bool,
     bytes: bool,
+    offsets: bool,
 }
 
 impl Input {
@@ -87,9 +99,11 @@ impl Input {
         );
         self.n = x.len().checked_div(cols).unwrap_or(0);
         self.cols = cols;
+        self.tile_len = isa.run_rows(TileLen);
+        self.isa = Some(isa);
         self.kinds = Kinds::for_formats(isa, formats);
         self.make_room();
-        let (tiles, spans) = (self.n.div_ceil(TILE), cols.div_ceil(SPAN));
+        let (tiles, spans) = (self.n.div_ceil(self.tile_len), cols.div_ceil(SPAN));
         let places = Places::new(self);
         // A region costs more than a single token's activations.
         let few = x.len() <= 1 << 14;
@@ -103,14 +117,14 @@ impl Input {
     #[inline(always)]
     pub(crate) fn floats(&self, span: usize, tile: usize) -> &[f32] {
         let (columns, tokens) = (self.columns(span), self.tokens(tile));
-        &self.floats[span * SPAN * self.n + tile * TILE * columns..][..columns * tokens]
+        &self.floats[span * SPAN * self.n + tile * self.tile_len * columns..][..columns * tokens]
     }
 
     /// Where the integers of a tile begin in a span, and how many columns they have: whole groups of 64.
     #[inline(always)]
     pub(crate) fn integers(&self, span: usize, tile: usize) -> (usize, usize) {
         let columns = self.columns(span).next_multiple_of(COLUMNS);
-        (span * SPAN * self.n + tile * TILE * columns, columns)
+        (span * SPAN * self.n + tile * self.tile_len * columns, columns)
     }
 
     pub(crate) fn spans(&self) -> usize {
@@ -126,14 +140,15 @@ impl Input {
     /// Tokens of a tile.
     #[inline(always)]
     pub(crate) fn tokens(&self, tile: usize) -> usize {
-        TILE.min(self.n - tile * TILE)
+        self.tile_len.min(self.n - tile * self.tile_len)
     }
 
     /// Checks that a matrix can be multiplied with what was prepared.
     #[track_caller]
     pub(crate) fn check(&self, isa: Isa, format: Format, cols: usize) {
         assert_eq!(cols, self.cols, "columns of the weights, columns of the input");
-        let Kinds { floats, words, bytes } = Kinds::for_formats(isa, &[format]);
+        assert_eq!(Some(isa), self.isa, "the instruction set, and that of the input");
+        let Kinds { floats, words, bytes, .. } = Kinds::for_formats(isa, &[format]);
         let have = self.kinds;
         assert!(
             (have.floats || !floats) && (have.words || !words) && (have.bytes || !bytes),
@@ -144,13 +159,14 @@ impl Input {
     fn make_room(&mut self) {
         let padded = self.n * self.cols.next_multiple_of(COLUMNS);
         let scales = self.n * self.spans();
-        let Kinds { floats, words, bytes } = self.kinds;
+        let Kinds { floats, words, bytes, offsets } = self.kinds;
         grow(&mut self.floats, if floats { self.n * self.cols } else { 0 });
         grow(&mut self.words, if words { padded } else { 0 });
         grow(&mut self.word_scales, if words { scales } else { 0 });
         grow(&mut self.bytes, if bytes { padded } else { 0 });
         grow(&mut self.byte_scales, if bytes { scales } else { 0 });
-        grow(&mut self.sums, if bytes { padded / 16 } else { 0 });
+        grow(&mut self.sums, if bytes && self.n == 1 { padded / Q4_COLUMNS } else { 0 });
+        grow(&mut self.offsets, if offsets { padded / Q4_COLUMNS } else { 0 });
     }
 }
 
@@ -161,6 +177,18 @@ fn grow<T: Clone + Default>(vec: &mut Vec<T>, len: usize) {
     }
 }
 
+/// How many tokens a tile holds.
+struct TileLen;
+
+impl RowsKernel for TileLen {
+    type Output = usize;
+    #[inline(always)]
+    fn run<R: Rows>(self, _: R) -> usize {
+        const { assert!(R::TOKENS <= MOST_TOKENS) };
+        R::TOKENS
+    }
+}
+
 impl Kinds {
     fn for_formats(isa: Isa, formats: &[Format]) -> Self {
         let mut kinds = Self::default();
@@ -168,7 +196,10 @@ impl Kinds {
             match format {
                 Format::F32 | Format::F16 | Format::Bf16 => kinds.floats = true,
                 Format::Q8 if isa.has_integers() => kinds.words = true,
-                Format::Q4 if isa.has_integers() => kinds.bytes = true,
+                Format::Q4 if isa.has_integers() => {
+                    kinds.bytes = true;
+                    kinds.offsets = isa.has_vnni();
+                }
                 Format::Q8 | Format::Q4 => kinds.floats = true,
             }
         }
@@ -180,6 +211,7 @@ impl Kinds {
 pub(crate) struct Places<'a> {
     pub(crate) n: usize,
     pub(crate) cols: usize,
+    tile_len: usize,
     kinds: Kinds,
     floats: SharedMut<'a, f32>,
     pub(crate) words: SharedMut<'a, i16>,
@@ -187,6 +219,7 @@ pub(crate) struct Places<'a> {
     pub(crate) word_scales: SharedMut<'a, f32>,
     pub(crate) byte_scales: SharedMut<'a, f32>,
     pub(crate) sums: SharedMut<'a, i16>,
+    offsets: SharedMut<'a, i32>,
 }
 
 impl<'a> Places<'a> {
@@ -194,6 +227,7 @@ impl<'a> Places<'a> {
         Self {
             n: input.n,
             cols: input.cols,
+            tile_len: input.tile_len,
             kinds: input.kinds,
             floats: SharedMut::new(&mut input.floats),
             words: SharedMut::new(&mut input.words),
@@ -201,6 +235,7 @@ impl<'a> Places<'a> {
             word_scales: SharedMut::new(&mut input.word_scales),
             byte_scales: SharedMut::new(&mut input.byte_scales),
             sums: SharedMut::new(&mut input.sums),
+            offsets: SharedMut::new(&mut input.offsets),
         }
     }
 }
@@ -218,14 +253,15 @@ impl Kernel for Prepare<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let Self { x, places, tile, span } = self;
-        let Places { n, cols, kinds, .. } = *places;
-        let (from, tokens) = (span * SPAN, TILE.min(n - tile * TILE));
+        let Places { n, cols, tile_len, kinds, .. } = *places;
+        let (from, tokens) = (span * SPAN, tile_len.min(n - tile * tile_len));
         let columns = SPAN.min(cols - from);
-        let row = |token: usize| &x[(tile * TILE + token) * cols + from..][..columns];
+        let row = |token: usize| &x[(tile * tile_len + token) * cols + from..][..columns];
         if kinds.floats {
             // SAFETY: each tile of each span has its own place, and belongs to one part.
-            let to =
-                unsafe { places.floats.slice(from * n + tile * TILE * columns, columns * tokens) };
+            let to = unsafe {
+                places.floats.slice(from * n + tile * tile_len * columns, columns * tokens)
+            };
             (0..tokens).for_each(|token| interleave(row(token), to, token, tokens));
         }
         if kinds.words || kinds.bytes {
@@ -261,8 +297,8 @@ fn interleave<T: Copy>(row: &[T], to: &mut [T], token: usize, tokens: usize) {
 fn quantize<S: Simd>(s: S, row: &[f32], places: &Places<'_>, kinds: Kinds, at: Place) {
     let Place { span, tile, token, tokens } = at;
     let padded = row.len().next_multiple_of(COLUMNS);
-    let start = span * SPAN * places.n + tile * TILE * padded;
-    let scale_at = span * places.n + tile * TILE + token;
+    let start = span * SPAN * places.n + tile * places.tile_len * padded;
+    let scale_at = span * places.n + tile * places.tile_len + token;
     let top = largest_magnitude(s, row);
     if kinds.words {
         let mut words = [0_i16; SPAN];
@@ -278,22 +314,40 @@ fn quantize<S: Simd>(s: S, row: &[f32], places: &Places<'_>, kinds: Kinds, at: P
         let mut bytes = [0_i8; SPAN];
         let scale = round_to(s, row, top, f32::from(i8::MAX), |i, v| bytes[i] = v as i8);
         // SAFETY: as above.
-        let (to, scales) = unsafe {
-            (places.bytes.slice(start, padded * tokens), places.byte_scales.slice(scale_at, 1))
-        };
-        if places.n == 1 {
-            // SAFETY: as above.
-            let sums = unsafe { places.sums.slice(start / 16, padded / 16) };
-            for (sum, group) in sums.iter_mut().zip(bytes.as_chunks::<16>().0) {
-                *sum = group.iter().map(|&v| i16::from(v)).sum();
-            }
-        }
-        // A single token's kernel takes them signed, the others take them plus 128.
-        let flip = if places.n == 1 { 0 } else { 0x80 };
-        let bytes = bytes.map(|v| v as u8 ^ flip);
-        interleave(bytes[..padded].as_chunks::<4>().0, to.as_chunks_mut::<4>().0, token, tokens);
+        let scales = unsafe { places.byte_scales.slice(scale_at, 1) };
         scales[0] = scale;
+        store_bytes(&bytes[..padded], start, places, kinds, at);
     }
+}
+
+/// Writes a row of a span in 8 bits, and the sums of its columns where they are wanted.
+#[inline(always)]
+fn store_bytes(bytes: &[i8], start: usize, places: &Places<'_>, kinds: Kinds, at: Place) {
+    let Place { token, tokens, .. } = at;
+    let groups = bytes.as_chunks::<Q4_COLUMNS>().0;
+    let sum = |group: &[i8; Q4_COLUMNS]| group.iter().map(|v| i16::from(*v)).sum::<i16>();
+    let (first, len) = (start / Q4_COLUMNS, groups.len());
+    if kinds.offsets {
+        // SAFETY: each tile of each span belongs to one part.
+        let offsets = unsafe { places.offsets.slice(first, len * tokens) };
+        let mut row = [0; SPAN / Q4_COLUMNS];
+        for (offset, group) in row.iter_mut().zip(groups) {
+            *offset = -i32::from(Q4_RAISED) * i32::from(sum(group));
+        }
+        interleave(&row[..len], offsets, token, tokens);
+    } else if places.n == 1 {
+        // SAFETY: as above.
+        let sums = unsafe { places.sums.slice(first, len) };
+        sums.iter_mut().zip(groups).for_each(|(to, group)| *to = sum(group));
+    }
+    // Signed or raised by 128.
+    let flip = if places.n == 1 || kinds.offsets { 0 } else { 0x80 };
+    let mut flipped = [0_u8; SPAN];
+    flipped.iter_mut().zip(bytes).for_each(|(to, v)| *to = *v as u8 ^ flip);
+    let flipped = flipped[..bytes.len()].as_chunks::<4>().0;
+    // SAFETY: as above.
+    let to = unsafe { places.bytes.slice(start, bytes.len() * tokens) };
+    interleave(flipped, to.as_chunks_mut::<4>().0, token, tokens);
 }
 
 /// The largest magnitude of a row; NaN where an element is not finite.

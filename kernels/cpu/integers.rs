@@ -18,11 +18,15 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use super::input::{Input, SPAN, TILE, by_tokens};
+use super::input::{Input, SPAN, by_tokens};
 use super::linear::Totals;
-use super::quantized::{CODES, Q4_COLUMNS, Q8_COLUMNS, q4_row_scales, q4_span, q8_span};
+use super::quantized::{CODES, Q4_COLUMNS, Q8_COLUMNS, q4_span, q8_span, scale_rows};
+use super::rows::{Halves, Rows};
 use super::simd::Avx2;
 use crate::packed::{COLUMNS, PANEL, Q4_GROUP, Q8_GROUP};
+
+/// Tokens of a tile.
+const TOKENS: usize = Halves::<Avx2>::TOKENS;
 
 /// The dot products of q8 panels with the tokens of some tiles, added to `totals`.
 pub(crate) fn q8<const P: usize>(
@@ -48,20 +52,21 @@ pub(crate) fn q4<const P: usize>(
     panels: [&[u8]; P],
     input: &Input,
     tiles: &Range<usize>,
-    totals: [&mut Totals; P],
+    mut totals: [&mut Totals; P],
 ) {
+    let tokens = input.n.min(tiles.end * TOKENS) - tiles.start * TOKENS;
     if input.n == 1 {
+        let totals = totals.each_mut().map(|totals| &mut totals[0]);
         // SAFETY: an `Avx2` exists only where the CPU has the instructions.
-        return unsafe { q4_single(panels, input, totals.map(|totals| &mut totals[0])) };
-    }
-    let tokens = input.n.min(tiles.end * TILE) - tiles.start * TILE;
-    for (panel, totals) in panels.into_iter().zip(totals) {
-        // SAFETY: as above.
-        unsafe { q4_tiles(panel, input, tiles.clone(), totals) };
-        let scales = q4_row_scales(panel);
-        for total in &mut totals[..tokens] {
-            total.iter_mut().zip(scales).for_each(|(total, scale)| *total *= scale);
+        unsafe { q4_single(panels, input, totals) };
+    } else {
+        for (panel, totals) in panels.into_iter().zip(&mut totals) {
+            // SAFETY: as above.
+            unsafe { q4_tiles(panel, input, tiles.clone(), totals) };
         }
+    }
+    for (panel, totals) in panels.into_iter().zip(totals) {
+        scale_rows(panel, &mut totals[..tokens]);
     }
 }
 
@@ -201,12 +206,12 @@ fn q8_tiles(panel: &[u8], input: &Input, tiles: Range<usize>, totals: &mut Total
             q8_widen(group, i, &mut wide);
         }
         for tile in tiles.clone() {
-            let totals = &mut totals[(tile - tiles.start) * TILE..];
+            let totals = &mut totals[(tile - tiles.start) * TOKENS..];
             let (start, columns) = input.integers(span, tile);
             let tokens = input.tokens(tile);
             let x = &input.words[start..start + columns * tokens];
-            let scales = &input.word_scales[span * input.n + tile * TILE..];
-            by_tokens!(tokens, T => q8_tile::<T>(&wide, x, scales, totals));
+            let scales = &input.word_scales[span * input.n + tile * TOKENS..];
+            by_tokens!(tokens up to TOKENS, T => q8_tile::<T>(&wide, x, scales, totals));
         }
     }
 }
@@ -321,9 +326,6 @@ fn q4_single<const P: usize>(
             }
         }
     }
-    for (panel, totals) in panels.into_iter().zip(totals) {
-        totals.iter_mut().zip(q4_row_scales(panel)).for_each(|(total, scale)| *total *= scale);
-    }
 }
 
 /// Adds the products of 64 columns.
@@ -381,12 +383,12 @@ fn q4_tiles(panel: &[u8], input: &Input, tiles: Range<usize>, totals: &mut Total
             q4_widen(q4_span(panel, span), half, wide);
         }
         for tile in tiles.clone() {
-            let totals = &mut totals[(tile - tiles.start) * TILE..];
+            let totals = &mut totals[(tile - tiles.start) * TOKENS..];
             let (start, columns) = input.integers(span, tile);
             let tokens = input.tokens(tile);
             let x = &input.bytes[start..start + columns * tokens];
-            let scales = &input.byte_scales[span * input.n + tile * TILE..];
-            by_tokens!(tokens, T => q4_tile::<T>(&wide, x, scales, totals));
+            let scales = &input.byte_scales[span * input.n + tile * TOKENS..];
+            by_tokens!(tokens up to TOKENS, T => q4_tile::<T>(&wide, x, scales, totals));
         }
     }
 }

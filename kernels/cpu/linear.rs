@@ -19,19 +19,17 @@ use std::ops::Range;
 
 use super::elementwise::{Activation, activate_slice};
 use super::floats::{Bf16, F16, F32, FloatSingle, FloatTiles, Floats, WidePanel, Widen};
-use super::input::{Input, TILE};
-#[cfg(target_arch = "x86_64")]
-use super::integers;
+use super::input::{Input, MOST_TOKENS};
 use super::quantized::{Q4, Q8};
 use super::shared::SharedMut;
+#[cfg(target_arch = "x86_64")]
+use super::{integers, integers512};
+use crate::isa::Level;
 use crate::packed::{Format, PANEL, Packed};
 use crate::{Isa, Pool};
 
-/// Tiles of a block of tokens.
-const TILES: usize = 42;
-
-/// Tokens of a block: their sums of one panel are 16 KiB.
-const BLOCK: usize = TILES * TILE;
+/// Tokens of a block: their sums of one panel are 15 KiB. Whole tiles for every instruction set.
+const BLOCK: usize = 240;
 
 /// Panels that a single token reads side by side.
 const STREAMS: usize = 4;
@@ -138,13 +136,14 @@ fn by_streams<const P: usize>(
 
 /// The blocks of tokens of an input, as ranges of tiles.
 fn blocks(input: &Input) -> impl Iterator<Item = Range<usize>> {
-    let tiles = input.n.div_ceil(TILE);
-    (0..tiles).step_by(TILES).map(move |tile| tile..tiles.min(tile + TILES))
+    let tiles = input.n.div_ceil(input.tile_len);
+    let len = BLOCK / input.tile_len;
+    (0..tiles).step_by(len).map(move |tile| tile..tiles.min(tile + len))
 }
 
 /// The tokens of some tiles.
 fn tokens(input: &Input, tiles: &Range<usize>) -> Range<usize> {
-    tiles.start * TILE..input.n.min(tiles.end * TILE)
+    tiles.start * input.tile_len..input.n.min(tiles.end * input.tile_len)
 }
 
 /// A layer whose outputs several threads write.
@@ -170,7 +169,9 @@ impl<'a> Job<'a> {
                 |panel| self.single(isa, input, [panel]),
             ),
             // Clearing the sums of a whole block would cost more than a few tokens' product with a panel.
-            2..=TILE => panels.for_each(|panel| self.panel::<TILE>(isa, input, panel)),
+            2..=MOST_TOKENS => {
+                panels.for_each(|panel| self.panel::<MOST_TOKENS>(isa, input, panel))
+            }
             _ => panels.for_each(|panel| self.panel::<BLOCK>(isa, input, panel)),
         }
     }
@@ -233,7 +234,9 @@ impl GatedJob<'_> {
                 |panels| self.two(isa, input, panels),
                 |panel| self.panel::<1>(isa, input, panel),
             ),
-            2..=TILE => panels.for_each(|panel| self.panel::<TILE>(isa, input, panel)),
+            2..=MOST_TOKENS => {
+                panels.for_each(|panel| self.panel::<MOST_TOKENS>(isa, input, panel))
+            }
             _ => panels.for_each(|panel| self.panel::<BLOCK>(isa, input, panel)),
         }
     }
@@ -318,20 +321,20 @@ fn panels<const P: usize>(
         Format::F32 => floats::<F32, P>(isa, panels, input, tiles, totals),
         Format::F16 => floats::<F16, P>(isa, panels, input, tiles, totals),
         Format::Bf16 => floats::<Bf16, P>(isa, panels, input, tiles, totals),
-        Format::Q8 => {
+        Format::Q8 => match isa.level() {
+            Level::Portable(_) => wide::<Q8, P>(isa, panels, input, tiles, totals),
             #[cfg(target_arch = "x86_64")]
-            if let Some(avx2) = isa.avx2() {
-                return integers::q8(avx2, panels, input, tiles, totals);
-            }
-            wide::<Q8, P>(isa, panels, input, tiles, totals);
-        }
-        Format::Q4 => {
+            Level::Avx2(avx2) => integers::q8(avx2, panels, input, tiles, totals),
             #[cfg(target_arch = "x86_64")]
-            if let Some(avx2) = isa.avx2() {
-                return integers::q4(avx2, panels, input, tiles, totals);
-            }
-            wide::<Q4, P>(isa, panels, input, tiles, totals);
-        }
+            Level::Avx512(avx512) => integers512::q8(avx512, panels, input, tiles, totals),
+        },
+        Format::Q4 => match isa.level() {
+            Level::Portable(_) => wide::<Q4, P>(isa, panels, input, tiles, totals),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2(avx2) => integers::q4(avx2, panels, input, tiles, totals),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512(avx512) => integers512::q4(avx512, panels, input, tiles, totals),
+        },
     }
 }
 
@@ -347,7 +350,7 @@ fn floats<W: Floats, const P: usize>(
         return isa.run(FloatSingle { panels, input, totals, format });
     }
     for (panel, totals) in panels.into_iter().zip(totals) {
-        isa.run(FloatTiles { panel, input, tiles: tiles.clone(), totals, format });
+        isa.run_rows(FloatTiles { panel, input, tiles: tiles.clone(), totals, format });
     }
 }
 
@@ -454,6 +457,22 @@ mod tests {
                         let place = format!("{case:?} {format} {isa:?} {n_threads} threads");
                         assert_same_bits(&run(isa, n_threads, &w, &x), &one_by_one, &place);
                     }
+                }
+            }
+        }
+    }
+
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn avx512_gives_the_bits_of_avx2() {
+        let wide = |isa: &Isa| isa.has_integers();
+        let isas: Vec<_> = Isa::available().into_iter().filter(wide).collect();
+        for case in MATMUL {
+            for format in Format::ALL {
+                let (w, x, _) = setup(case, format);
+                let outs: Vec<_> = isas.iter().map(|isa| run(*isa, 1, &w, &x)).collect();
+                for out in &outs {
+                    assert_same_bits(out, &outs[0], &format!("{case:?} {format} {isas:?}"));
                 }
             }
         }

@@ -1,6 +1,8 @@
 //! The kernels for CPUs.
 
 pub mod attention;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx512;
 pub(crate) mod cache;
 pub mod elementwise;
 pub(crate) mod floats;
@@ -8,11 +10,14 @@ pub(crate) mod functions;
 pub mod input;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod integers;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod integers512;
 pub mod linear;
 pub mod mamba;
 pub(crate) mod math;
 pub mod pack;
 pub(crate) mod quantized;
+pub(crate) mod rows;
 pub(crate) mod shared;
 pub(crate) mod simd;
 mod tile;

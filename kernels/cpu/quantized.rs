@@ -20,6 +20,7 @@ use half::f16;
 
 use super::floats::{Wide, Widen};
 use super::input::SPAN;
+use super::linear::Totals;
 use super::simd::Simd;
 use crate::packed::{COLUMNS, PANEL, Q4_GROUP, Q4_HEAD, Q8_GROUP};
 
@@ -28,6 +29,9 @@ use crate::packed::{COLUMNS, PANEL, Q4_GROUP, Q4_HEAD, Q8_GROUP};
 /// symmetric: a group's scale may be negative, so it can turn the finer side to where the group needs it.
 pub(crate) const CODES: [i8; 16] =
     [-32, -26, -20, -16, -12, -8, -5, -2, 0, 3, 6, 9, 12, 16, 21, 28];
+
+/// What is added to codes where they must not be negative.
+pub(crate) const Q4_RAISED: i8 = 32;
 
 /// Columns that share a q8 scale.
 pub(crate) const Q8_COLUMNS: usize = 32;
@@ -57,6 +61,15 @@ pub(crate) fn q4_span(panel: &[u8], span: usize) -> &[[u8; Q4_GROUP]] {
 pub(crate) fn q4_row_scales(panel: &[u8]) -> [f32; PANEL] {
     let (scales, _) = panel[..Q4_HEAD].as_chunks::<4>();
     std::array::from_fn(|row| f32::from_le_bytes(scales[row]))
+}
+
+/// Multiplies sums with the row scales of a q4 panel.
+#[inline(always)]
+pub(crate) fn scale_rows(panel: &[u8], totals: &mut Totals) {
+    let scales = q4_row_scales(panel);
+    for total in totals {
+        total.iter_mut().zip(scales).for_each(|(total, scale)| *total *= scale);
+    }
 }
 
 /// [`crate::packed::Format::Q8`]

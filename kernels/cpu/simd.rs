@@ -4,10 +4,10 @@
 //! for each instruction set and picks at run time. Everything that a body calls must be `#[inline(always)]`, or it is
 //! compiled without the instructions (many times slower, never wrong). A closure cannot be marked so: it may not
 //! touch a vector ([`super::functions`] has what is used instead). A release build has it right when `nm` finds no
-//! function named `_mm256_…` in it.
+//! function named `_mm256_…` or `_mm512_…` in it.
 //!
-//! The token types ([`Portable`], [`Avx2`]) prove that the instructions are there: that is what makes the
-//! intrinsics below sound.
+//! The token types ([`Portable`], [`Avx2`]) prove that the instructions are there: that is what makes the intrinsics
+//! below sound. With AVX-512 these eight lanes are left to AVX2, see [`super::avx512`].
 
 use half::{bf16, f16};
 
