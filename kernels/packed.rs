@@ -148,16 +148,32 @@ impl Packed {
         &(*self.owner).as_ref()[self.range.clone()]
     }
 
-    /// Number of panels.
-    pub(crate) fn panels(&self) -> usize {
-        self.rows.div_ceil(PANEL)
+    /// The panels, one after the other.
+    pub(crate) fn panels(&self) -> Panels<'_> {
+        let (bytes, count) = (self.bytes(), self.rows.div_ceil(PANEL));
+        Panels { bytes, count, len: bytes.len().checked_div(count).unwrap_or(0) }
+    }
+}
+
+/// The bytes of a matrix, panel by panel.
+#[derive(Clone, Copy)]
+pub(crate) struct Panels<'a> {
+    bytes: &'a [u8],
+    count: usize,
+    /// Bytes of each.
+    len: usize,
+}
+
+impl<'a> Panels<'a> {
+    /// How many there are.
+    pub(crate) fn count(self) -> usize {
+        self.count
     }
 
     /// The bytes of panel `index`.
-    pub(crate) fn panel(&self, index: usize) -> &[u8] {
-        let bytes = self.bytes();
-        let len = bytes.len() / self.panels();
-        &bytes[index * len..][..len]
+    #[inline]
+    pub(crate) fn get(self, index: usize) -> &'a [u8] {
+        &self.bytes[index * self.len..][..self.len]
     }
 }
 

@@ -9,10 +9,9 @@
 //! sums stay in the cache until they are complete; then come bias, residual or gate, and each output is written
 //! once.
 //!
-//! A single token is bound by memory, and a core that reads one stream leaves some of it unused: the hardware looks
-//! ahead in each stream only so far. So the run of panels is cut into `STREAMS` equal pieces, which are
-//! read side by side. On two cores of a Zen 3 server, 2 streams in each read 37 GB/s where one reads 30, and 4 read 38;
-//! asking for the data beforehand with prefetch instructions makes it worse.
+//! A single token is bound by memory, and a core that reads one stream may leave some of it unused: the hardware looks
+//! ahead in each stream only so far. So the run of panels is cut into equal pieces, which are read side by side, as many as
+//! [`streams`] says; asking for the data beforehand with prefetch instructions made it worse wherever it was tried.
 
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -25,14 +24,17 @@ use super::shared::SharedMut;
 #[cfg(target_arch = "x86_64")]
 use super::{integers, integers512};
 use crate::isa::Level;
-use crate::packed::{Format, PANEL, Packed};
+use crate::packed::{Format, PANEL, Packed, Panels};
 use crate::{Isa, Pool};
 
 /// Tokens of a block: their sums of one panel are 15 KiB. Whole tiles for every instruction set.
 const BLOCK: usize = 240;
 
-/// Panels that a single token reads side by side.
+/// The most panels that a single token reads side by side.
 const STREAMS: usize = 4;
+
+/// Panels of gate and up that a single token works through in turn, where it reads one stream.
+const TURN: usize = 8;
 
 /// Matrices that one region can work through.
 const MAX_LAYERS: usize = 8;
@@ -75,11 +77,11 @@ pub fn linear(isa: Isa, pool: &Pool, input: &Input, layers: &mut [Linear<'_>]) {
     }
     let mut layers = layers.iter_mut();
     let jobs: [_; MAX_LAYERS] = std::array::from_fn(|_| layers.next().map(Job::new));
-    let panels = jobs.iter().flatten().map(|job| job.w.panels()).sum();
+    let panels = jobs.iter().flatten().map(|job| job.w.panels.count()).sum();
     by_panels(pool, panels, &|range| {
         let mut first = 0;
         for job in jobs.iter().flatten() {
-            let count = job.w.panels();
+            let count = job.w.panels.count();
             let from = range.start.clamp(first, first + count) - first;
             let to = range.end.clamp(first, first + count) - first;
             job.run(isa, input, from..to);
@@ -109,15 +111,42 @@ pub fn gated_linear(
         (up.rows(), input.n * up.rows()),
         "a gated layer's rows, outputs"
     );
-    let job = GatedJob { act, gate, up, out: SharedMut::new(out) };
-    by_panels(pool, gate.panels(), &|range| job.run(isa, input, range));
+    let rows = gate.rows();
+    let (gate, up) = (Weights::new(gate), Weights::new(up));
+    let job = GatedJob { act, gate, up, rows, out: SharedMut::new(out) };
+    by_panels(pool, gate.panels.count(), &|range| job.run(isa, input, range));
 }
 
 /// Calls `f` for ranges that cover all panels, on the pool.
+///
+/// The first parts are long, for long streams, and the last so short that no thread waits long for another at the end.
 fn by_panels(pool: &Pool, panels: usize, f: &(dyn Fn(Range<usize>) + Sync)) {
-    // A few parts for each thread, so that one that is held up does not hold up all, but long ones, for long streams.
-    let chunk = panels.div_ceil(pool.n_threads() * 4).next_multiple_of(STREAMS).max(1);
-    pool.run(panels.div_ceil(chunk), &|part| f(part * chunk..panels.min((part + 1) * chunk)));
+    let shares = if pool.n_threads() == 1 { 1 } else { 2 * pool.n_threads() };
+    let end = |start: usize| {
+        let rest = panels - start;
+        start + rest.div_ceil(shares).next_multiple_of(STREAMS).min(rest)
+    };
+    let starts = || std::iter::successors(Some(0), |start| Some(end(*start)));
+    let parts = starts().take_while(|start| *start < panels).count();
+    pool.run(parts, &|part| {
+        let start = starts().nth(part).unwrap_or(panels);
+        f(start..end(start));
+    });
+}
+
+/// Panels that a core reads side by side for a single token.
+///
+/// Measured, in GB/s of two cores: Zen 3 reads 30 in one stream each, 37 in two and 38 in four. Zen 4, at times when 64 could
+/// be had, reached with AVX-512 in one, two and four streams 45, – and 60 in bf16, 43, 54 and 51 in q8, 51, 45 and 42 in q4;
+/// at times when 36 could be had, 34, 33 and 33 in q4, and with AVX2 33, 33 and 31. So the more is to be done for each byte, the
+/// fewer streams.
+fn streams(isa: Isa, format: Format) -> usize {
+    match format {
+        Format::Q4 if isa.has_vnni() => 1,
+        Format::Q4 => 2,
+        Format::Q8 if isa.has_vnni() => 2,
+        Format::F32 | Format::F16 | Format::Bf16 | Format::Q8 => STREAMS,
+    }
 }
 
 /// Calls `many` with panels that are as far from each other as possible, `P` at a time, and `one` with those that are
@@ -146,9 +175,23 @@ fn tokens(input: &Input, tiles: &Range<usize>) -> Range<usize> {
     tiles.start * input.tile_len..input.n.min(tiles.end * input.tile_len)
 }
 
+/// The weights of a layer.
+#[derive(Clone, Copy)]
+struct Weights<'a> {
+    format: Format,
+    panels: Panels<'a>,
+}
+
+impl<'a> Weights<'a> {
+    fn new(w: &'a Packed) -> Self {
+        Self { format: w.format(), panels: w.panels() }
+    }
+}
+
 /// A layer whose outputs several threads write.
 struct Job<'a> {
-    w: &'a Packed,
+    w: Weights<'a>,
+    rows: usize,
     bias: Option<&'a [f32]>,
     add: bool,
     out: SharedMut<'a, f32>,
@@ -156,24 +199,40 @@ struct Job<'a> {
 
 impl<'a> Job<'a> {
     fn new(layer: &'a mut Linear<'_>) -> Self {
-        Self { w: layer.w, bias: layer.bias, add: layer.add, out: SharedMut::new(layer.out) }
+        let Linear { w, bias, add, out } = layer;
+        Self {
+            w: Weights::new(w),
+            rows: w.rows(),
+            bias: *bias,
+            add: *add,
+            out: SharedMut::new(out),
+        }
     }
 
     /// Computes the outputs of some panels, for all tokens.
     fn run(&self, isa: Isa, input: &Input, panels: Range<usize>) {
         match input.n {
             0 => (),
-            1 => by_streams::<STREAMS>(
-                panels,
-                |panels| self.single(isa, input, panels),
-                |panel| self.single(isa, input, [panel]),
-            ),
+            1 => match streams(isa, self.w.format) {
+                1 => panels.for_each(|panel| self.single(isa, input, [panel])),
+                2 => self.in_streams::<2>(isa, input, panels),
+                _ => self.in_streams::<STREAMS>(isa, input, panels),
+            },
             // Clearing the sums of a whole block would cost more than a few tokens' product with a panel.
             2..=MOST_TOKENS => {
                 panels.for_each(|panel| self.panel::<MOST_TOKENS>(isa, input, panel))
             }
             _ => panels.for_each(|panel| self.panel::<BLOCK>(isa, input, panel)),
         }
+    }
+
+    /// Computes the outputs of some panels for a single token, in `P` streams.
+    fn in_streams<const P: usize>(&self, isa: Isa, input: &Input, panels: Range<usize>) {
+        by_streams::<P>(
+            panels,
+            |panels| self.single(isa, input, panels),
+            |panel| self.single(isa, input, [panel]),
+        );
     }
 
     /// Computes the outputs of some panels for a single token.
@@ -203,10 +262,10 @@ impl<'a> Job<'a> {
     /// Writes the outputs of a panel.
     fn finish(&self, panel: usize, tokens: Range<usize>, totals: &Totals) {
         let row = panel * PANEL;
-        let rows = PANEL.min(self.w.rows() - row);
+        let rows = PANEL.min(self.rows - row);
         for (token, totals) in tokens.zip(totals) {
             // SAFETY: each token's rows of a panel belong to one part.
-            let out = unsafe { self.out.slice(token * self.w.rows() + row, rows) };
+            let out = unsafe { self.out.slice(token * self.rows + row, rows) };
             for (i, (out, total)) in out.iter_mut().zip(totals).enumerate() {
                 let total = total + self.bias.map_or(0.0, |bias| bias[row + i]);
                 *out = if self.add { *out + total } else { total };
@@ -218,8 +277,10 @@ impl<'a> Job<'a> {
 /// A gated layer whose outputs several threads write.
 struct GatedJob<'a> {
     act: Activation,
-    gate: &'a Packed,
-    up: &'a Packed,
+    gate: Weights<'a>,
+    up: Weights<'a>,
+    /// Of either.
+    rows: usize,
     out: SharedMut<'a, f32>,
 }
 
@@ -228,16 +289,36 @@ impl GatedJob<'_> {
     fn run(&self, isa: Isa, input: &Input, panels: Range<usize>) {
         match input.n {
             0 => (),
-            // Each panel is two streams.
-            1 => by_streams::<{ STREAMS / 2 }>(
-                panels,
-                |panels| self.two(isa, input, panels),
-                |panel| self.panel::<1>(isa, input, panel),
-            ),
+            // A panel of each is two streams.
+            1 => match streams(isa, self.gate.format) {
+                1 => panels.clone().step_by(TURN).for_each(|from| {
+                    self.in_turn(isa, input, from..panels.end.min(from + TURN));
+                }),
+                2 => panels.for_each(|panel| self.panel::<1>(isa, input, panel)),
+                _ => by_streams::<{ STREAMS / 2 }>(
+                    panels,
+                    |panels| self.two(isa, input, panels),
+                    |panel| self.panel::<1>(isa, input, panel),
+                ),
+            },
             2..=MOST_TOKENS => {
                 panels.for_each(|panel| self.panel::<MOST_TOKENS>(isa, input, panel))
             }
             _ => panels.for_each(|panel| self.panel::<BLOCK>(isa, input, panel)),
+        }
+    }
+
+    /// Computes the outputs of up to [`TURN`] panels for a single token, gates first.
+    fn in_turn(&self, isa: Isa, input: &Input, panels: Range<usize>) {
+        let (mut gates, mut ups) = ([[0.0; PANEL]; TURN], [[0.0; PANEL]; TURN]);
+        for (w, sums) in [(self.gate, &mut gates), (self.up, &mut ups)] {
+            for (panel, sums) in panels.clone().zip(sums) {
+                totals(isa, [(w, panel)], input, &(0..1), [std::slice::from_mut(sums)]);
+            }
+        }
+        for ((panel, gate), up) in panels.zip(&mut gates).zip(&ups) {
+            let (gate, up) = (std::slice::from_mut(gate), std::slice::from_ref(up));
+            self.finish(isa, panel, 0..1, gate, up);
         }
     }
 
@@ -271,11 +352,11 @@ impl GatedJob<'_> {
         gates: &mut Totals,
         ups: &Totals,
     ) {
-        let rows = PANEL.min(self.gate.rows() - panel * PANEL);
+        let rows = PANEL.min(self.rows - panel * PANEL);
         activate_slice(isa, self.act, gates[..tokens.len()].as_flattened_mut());
         for ((token, gates), ups) in tokens.zip(gates).zip(ups) {
             // SAFETY: each token's rows of a panel belong to one part.
-            let out = unsafe { self.out.slice(token * self.gate.rows() + panel * PANEL, rows) };
+            let out = unsafe { self.out.slice(token * self.rows + panel * PANEL, rows) };
             for ((out, gate), up) in out.iter_mut().zip(gates).zip(ups) {
                 *out = *gate * up;
             }
@@ -286,25 +367,19 @@ impl GatedJob<'_> {
 /// The sums of some panels for the tokens of some tiles; the totals are zeros.
 fn totals<const P: usize>(
     isa: Isa,
-    weights: [(&Packed, usize); P],
+    weights: [(Weights<'_>, usize); P],
     input: &Input,
     tiles: &Range<usize>,
     totals: [&mut Totals; P],
 ) {
-    let formats = weights.map(|(w, _)| w.format());
-    if formats.iter().all(|format| *format == formats[0]) && input.n == 1 {
-        return panels(
-            isa,
-            formats[0],
-            weights.map(|(w, panel)| w.panel(panel)),
-            input,
-            tiles,
-            totals,
-        );
+    let format = weights[0].0.format;
+    if input.n == 1 && weights.iter().all(|(w, _)| w.format == format) {
+        let bytes = weights.map(|(w, panel)| w.panels.get(panel));
+        return panels(isa, format, bytes, input, tiles, totals);
     }
     // Many tokens find each panel in the cache, so one after the other.
     for ((w, panel), totals) in weights.into_iter().zip(totals) {
-        panels(isa, w.format(), [w.panel(panel)], input, tiles, [totals]);
+        panels(isa, w.format, [w.panels.get(panel)], input, tiles, [totals]);
     }
 }
 

@@ -61,7 +61,7 @@ pub fn pack(
 pub fn unpack_row(isa: Isa, w: &Packed, row: usize, out: &mut [f32]) {
     assert!(row < w.rows(), "row {row} of packed weights of {} rows", w.rows());
     assert_eq!(out.len(), w.cols(), "elements of a row");
-    let (panel, row) = (w.panel(row / PANEL), row % PANEL);
+    let (panel, row) = (w.panels().get(row / PANEL), row % PANEL);
     match w.format() {
         Format::F32 => isa.run(Unpack::<F32>::new(panel, row, out)),
         Format::F16 => isa.run(Unpack::<F16>::new(panel, row, out)),
