@@ -106,18 +106,6 @@ impl Elements {
         }
     }
 
-    /// The bytes of a part of the elements.
-    fn bytes_of(&self, range: Range<usize>) -> &[u8] {
-        // SAFETY: numbers without padding may be read as bytes.
-        unsafe {
-            match self {
-                Self::F32(values) => values[range].align_to().1,
-                Self::F16(values) => values[range].align_to().1,
-                Self::Q8 { values, .. } => values[range].align_to().1,
-            }
-        }
-    }
-
     /// A part of the elements; if they are f16 and there is memory for it, widened (from i8 that costs nothing).
     #[inline(always)]
     fn part<'a, S: Simd>(&'a self, s: S, range: Range<usize>, wide: &'a mut [f32]) -> Part<'a> {
