@@ -22,7 +22,7 @@ use crate::tokenizer::TextStream;
 pub use session::Session;
 use stop::StopStrings;
 
-/// Stops a generation from another thread, within one token or one chunk of the prompt.
+/// Stops a generation from another thread, within one token, or one layer of a piece of the prompt.
 #[derive(Debug, Clone, Default)]
 pub struct CancelToken(Arc<AtomicBool>);
 

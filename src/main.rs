@@ -1,5 +1,4 @@
 //! The command line program: parse, run, print the error, choose the exit code.
-#![expect(clippy::print_stderr, reason = "the program speaks on stderr")]
 
 use std::process::ExitCode;
 
@@ -10,7 +9,7 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(e) if cli::is_closed_pipe(&e) => ExitCode::SUCCESS,
         Err(e) => {
-            eprintln!("error: {e}");
+            cli::say(&format!("error: {e}"));
             ExitCode::from(e.kind().exit_code())
         }
     }

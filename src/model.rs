@@ -381,3 +381,30 @@ pub(crate) fn too_long(length: usize, context: usize) -> Error {
 
 struct Silent;
 impl hub::Progress for Silent {}
+
+#[cfg(all(test, feature = "embedded"))]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+    use crate::ErrorKind;
+
+    #[test]
+    fn a_prompt_stops_between_two_blocks_and_leaves_the_cache_as_it_was() {
+        let model = Model::load("", &LoadOptions::default()).unwrap();
+        let ids: Vec<u32> = (0..200).map(|i| i * 17 % 4000 + 3).collect();
+        let (mut cache, mut fresh) = (model.cache().unwrap(), model.cache().unwrap());
+        let (mut logits, mut want) = (Vec::new(), Vec::new());
+        for cache in [&mut cache, &mut fresh] {
+            model.advance(&ids[..50], cache, &mut Vec::new()).unwrap();
+        }
+        let left = Cell::new(3);
+        let go_on = || left.replace(left.get() - 1) > 0;
+        let stopped = model.run(&ids[60..], &mut cache, Rows::Last, &mut logits, &go_on);
+        assert_eq!(stopped.unwrap_err().kind(), ErrorKind::Cancelled);
+        assert_eq!(cache.len(), 50);
+        model.advance(&ids[50..], &mut cache, &mut logits).unwrap();
+        model.advance(&ids[50..], &mut fresh, &mut want).unwrap();
+        assert!(logits == want);
+    }
+}

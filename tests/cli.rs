@@ -223,6 +223,12 @@ fn exit_codes_are_the_documented_ones() {
         (&["no-such-command"], 64, "no-such-command"),
         (&["generate", "x", "-m", "/no/such/folder"], 2, "/no/such/folder"),
         (&["generate", "x", "--temp", "-1"], 64, "temp"),
+        (&["generate", "x", "--seed", "-2"], 64, "or -1"),
+        (&["generate", "x", "-n", "1", "--seed", "-1"], 0, ""),
+        (&["generate", "-f", "/no/such/file"], 64, "/no/such/file"),
+        (&["generate", "--ids-file", "/no/such/file"], 64, "cannot be read"),
+        (&["eval", "/no/such/file"], 64, "cannot be read"),
+        (&["generate", "x", "--device", "cuda:99"], 1, "cuda"),
         (&["generate", "x", "--top-p", "2"], 64, "top_p"),
         (&["generate", "x", "-n", "-7"], 64, "-7"),
         (&["generate", "--ids", "5000"], 64, "5000"),
@@ -235,6 +241,7 @@ fn exit_codes_are_the_documented_ones() {
         (&["completions", "bash"], 0, ""),
         (&["doctor", "--json"], 0, ""),
     ];
+    assert!(stdout(&run(&["doctor"])).contains("\ncache "));
     for (args, code, words) in cases {
         let output = run(args);
         assert_eq!(output.status.code(), Some(*code), "{args:?}: {}", stderr(&output));
@@ -315,4 +322,40 @@ fn logits_go_to_a_safetensors_file() {
     let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
     assert_eq!(file.tensor("logits").unwrap().shape(), [3, 4096]);
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+}
+
+#[test]
+fn a_conversation_is_set_up_saved_and_loaded() {
+    let folder = thinking_model();
+    let model = folder.path().to_str().unwrap();
+    let template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}";
+    std::fs::write(folder.path().join("chat_template.jinja"), template).unwrap();
+    let saved = folder.path().join("saved.json");
+    let saved = saved.to_str().unwrap();
+    let chat = |args: &[&str], input: &str| {
+        run_with_stdin(&[&["chat", "-m", model, "-n", "4"], args].concat(), input)
+    };
+
+    let input = format!(
+        "/set temperature 0\n/set top_k 3\n/set stop fin\n/set stop none\n/show\nBonjour\n/save {saved}\n"
+    );
+    let first = chat(&["--system", "Sois bref.", "--seed", "5", "-v"], &input);
+    let said = stderr(&first);
+    assert_eq!(first.status.code(), Some(0), "{said}");
+    assert!(said.contains("sampler: temperature 0.7") && said.contains("seed 5"), "{said}");
+    assert!(said.contains("sampler  greedy"), "{said}");
+
+    // What was saved is a conversation for other commands too.
+    let rendered = stdout(&run(&["template", "-m", model, "--messages", saved]));
+    let answer = stdout(&first);
+    assert_eq!(rendered, format!("system: Sois bref.\nuser: Bonjour\nassistant: {answer}"));
+
+    let second = chat(&[], &format!("/load {saved}\n/show\n/set temprature 1\n"));
+    let said = stderr(&second);
+    assert!(said.contains("system   Sois bref.") && said.contains("messages 2"), "{said}");
+    assert!(said.contains("temprature") && said.contains("temperature"), "{said}");
+    assert_eq!(second.status.code(), Some(64), "the first error tells the code");
+    // A block that nobody closed is a message; what makes no sense is told before the first one.
+    assert!(stdout(&chat(&["-q"], "\"\"\"un\ndeux\n")).len() > 1);
+    assert_eq!(chat(&["--temp", "-1"], "").status.code(), Some(64));
 }

@@ -1,6 +1,6 @@
 //! Flags that several commands share.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::ValueEnum;
@@ -208,9 +208,16 @@ pub(super) struct SamplingArgs {
     )]
     max_tokens: Option<i64>,
 
-    /// Seed of the random numbers [default: a new one each time]
-    #[arg(short, long, env = "TRAMONTANE_SEED", value_name = "N")]
-    seed: Option<u64>,
+    /// Seed of the random numbers; -1, the default, is a new one each time
+    #[arg(
+        short,
+        long,
+        env = "TRAMONTANE_SEED",
+        value_name = "N",
+        allow_negative_numbers = true,
+        value_parser = seed
+    )]
+    seed: Option<Seed>,
 
     /// Temperature; 0 always takes the most likely token
     #[arg(long, env = "TRAMONTANE_TEMP", value_name = "T", allow_negative_numbers = true)]
@@ -272,6 +279,20 @@ pub(super) struct SamplingArgs {
     ignore_eos: bool,
 }
 
+/// A seed that was given: `None` for a new one each time.
+#[derive(Clone, Copy)]
+struct Seed(Option<u64>);
+
+fn seed(text: &str) -> std::result::Result<Seed, String> {
+    match text {
+        "-1" => Ok(Seed(None)),
+        _ => text
+            .parse()
+            .map(|seed| Seed(Some(seed)))
+            .map_err(|_| format!("expected a number from 0 to {}, or -1", u64::MAX)),
+    }
+}
+
 fn bias(text: &str) -> std::result::Result<(u32, f32), String> {
     let parse = || {
         let (id, value) = text.split_once('=')?;
@@ -302,12 +323,24 @@ impl SamplingArgs {
             presence_penalty: self.presence_penalty,
             frequency_penalty: self.frequency_penalty,
             logit_bias: self.logit_bias.iter().copied().collect(),
-            seed: self.seed,
+            seed: self.seed.and_then(|seed| seed.0),
             max_tokens,
             stop: self.stop.clone(),
             ignore_eos: self.ignore_eos,
         })
     }
+}
+
+/// The text of a file that a flag names.
+pub(super) fn read_text(path: &Path) -> Result<String> {
+    std::fs::read_to_string(path).map_err(|e| {
+        let what = if e.kind() == std::io::ErrorKind::InvalidData {
+            "the file is not UTF-8".to_owned()
+        } else {
+            format!("the file cannot be read: {e}")
+        };
+        Error::bad_input(what).at(path.display()).caused_by(e)
+    })
 }
 
 /// Token ids on the command line or in a file.
@@ -326,7 +359,7 @@ impl IdsArgs {
     /// The ids, if any were given.
     pub(super) fn read(&self) -> Result<Option<Vec<u32>>> {
         let Some(path) = &self.ids_file else { return Ok(self.ids.clone()) };
-        let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+        let text = read_text(path)?;
         let ids = serde_json::from_str(&text).map_err(|e| {
             Error::bad_input(format!("expected a JSON list of token ids: {e}")).at(path.display())
         })?;

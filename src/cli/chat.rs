@@ -9,11 +9,11 @@ use rustyline::error::ReadlineError;
 use tramontane::chat::{ChatRequest, Message};
 use tramontane::error::Result;
 use tramontane::generate::{CancelToken, FinishReason, Session, Summary};
-use tramontane::sample::Sampling;
+use tramontane::sample::{Sampler, Sampling};
 use tramontane::{Error, ErrorKind, Model};
 
 use super::args::{ModelArgs, SamplingArgs};
-use super::generate::{print, stream};
+use super::generate::{numerics, print, stream};
 use super::reasoning::{Printer, Reasoning};
 use super::{signals, talk};
 
@@ -48,6 +48,8 @@ struct Chat {
     sampling: Sampling,
     reasoning: Reasoning,
     last: Option<Summary>,
+    /// What the first error was about.
+    failed: Option<ErrorKind>,
     quiet: bool,
     cancel: CancelToken,
 }
@@ -57,6 +59,11 @@ pub(super) fn run(args: Args) -> Result<ExitCode> {
     let model = args.model.load()?;
     if model.chat_template().is_none() {
         return Err(no_template(&model));
+    }
+    // What makes no sense is told before the first message, not as the answer to it.
+    let sampler = effective_sampler(&model, &sampling)?;
+    if args.model.verbose {
+        talk::say(&format!("sampler: {sampler}"));
     }
     let cancel = CancelToken::default();
     signals::cancel_on_interrupt(&cancel);
@@ -70,10 +77,17 @@ pub(super) fn run(args: Args) -> Result<ExitCode> {
         sampling,
         reasoning: args.reasoning,
         last: None,
+        failed: None,
         quiet,
         cancel,
     };
     if std::io::stdin().is_terminal() { chat.interactive() } else { chat.piped() }
+}
+
+/// How tokens are chosen: by `sampling`, and by the model's own settings where that is silent.
+fn effective_sampler(model: &Model, sampling: &Sampling) -> Result<String> {
+    let sampling = sampling.clone().or(model.defaults());
+    Ok(Sampler::new(&sampling, model.architecture().vocab)?.describe())
 }
 
 fn no_template(model: &Model) -> Error {
@@ -90,7 +104,7 @@ impl Chat {
     /// Reads lines from a terminal until /bye or the end of input.
     fn interactive(&mut self) -> Result<ExitCode> {
         let mut editor = rustyline::DefaultEditor::new().map_err(terminal_error)?;
-        let history = history_path();
+        let mut history = history_path();
         if let Some(path) = &history {
             // There is no history the first time.
             let _ = editor.load_history(path);
@@ -115,37 +129,46 @@ impl Chat {
                 continue;
             }
             let _ = editor.add_history_entry(input.as_str());
+            // At once: a second Ctrl-C ends the program without another word.
+            if let Some(path) = &history
+                && let Err(e) = editor.append_history(path)
+            {
+                talk::say(&format!("the history could not be saved to {}: {e}", path.display()));
+                history = None;
+            }
             if !self.handle(&input)? {
                 break;
             }
-        }
-        if let Some(path) = &history
-            && let Err(e) = editor.save_history(path)
-        {
-            talk::say(&format!("the history could not be saved to {}: {e}", path.display()));
         }
         Ok(ExitCode::SUCCESS)
     }
 
-    /// Takes each line of stdin as a message or a command.
+    /// Takes each line of stdin as a message or a command; the exit code is that of the first error.
     fn piped(&mut self) -> Result<ExitCode> {
         let mut block: Option<String> = None;
-        for line in std::io::stdin().lock().lines() {
+        let mut lines = std::io::stdin().lock().lines();
+        loop {
+            let line = lines.next().transpose();
             let line = line.map_err(|e| Error::io(std::path::Path::new("stdin"), e))?;
-            let Some(input) = collect(&mut block, &line) else { continue };
-            if input.trim().is_empty() {
-                continue;
-            }
-            if !self.handle(&input)? {
-                break;
-            }
+            let input = match &line {
+                Some(line) => collect(&mut block, line),
+                // What stands behind an open mark is a message too.
+                None => block.take(),
+            };
+            let go_on = match input.filter(|input| !input.trim().is_empty()) {
+                Some(input) => self.handle(&input)?,
+                None => true,
+            };
             let cancelled =
                 self.last.as_ref().is_some_and(|s| s.finish_reason == FinishReason::Cancelled);
             if cancelled {
                 return Ok(ExitCode::from(ErrorKind::Cancelled.exit_code()));
             }
+            if !go_on || line.is_none() {
+                let code = self.failed.map_or(0, ErrorKind::exit_code);
+                return Ok(ExitCode::from(code));
+            }
         }
-        Ok(ExitCode::SUCCESS)
     }
 
     /// Runs a command or answers a message; `false` ends the program. Only errors of stdout end it too: any
@@ -159,6 +182,7 @@ impl Chat {
             Err(e) if super::is_closed_pipe(&e) => Err(e),
             Err(e) => {
                 talk::say(&format!("error: {e}"));
+                self.failed.get_or_insert(e.kind());
                 Ok(true)
             }
             ok => ok,
@@ -181,13 +205,19 @@ impl Chat {
         print("\n")?;
         self.session = Some(generator.into_session());
         // Reasoning is not part of the conversation: models are trained without that of earlier turns.
-        self.messages.extend([new, Message::assistant(printer.into_answer().trim_end())]);
+        let answer = printer.into_answer();
+        let nothing_came = answer.trim().is_empty()
+            && matches!(summary.finish_reason, FinishReason::Cancelled | FinishReason::Error);
+        if !nothing_came {
+            self.messages.extend([new, Message::assistant(answer.trim_end())]);
+        }
         if !self.quiet {
             talk::say_notes(&self.model);
             talk::say(&talk::speed(&summary));
         }
+        let failed = summary.error.clone().map(|what| numerics(&self.model, what));
         self.last = Some(summary);
-        Ok(())
+        failed.map_or(Ok(()), Err)
     }
 }
 

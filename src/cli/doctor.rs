@@ -10,6 +10,8 @@ use tramontane::sample::Sampling;
 use tramontane::{LoadOptions, Model, memory};
 
 use super::generate::print;
+#[cfg(feature = "hub")]
+use super::talk;
 
 /// Check this machine: instructions, threads, memory, devices, caches
 #[derive(clap::Args)]
@@ -30,6 +32,7 @@ pub(super) fn run(args: Args) -> Result<ExitCode> {
         "threads": cpu.threads(),
         "memory_gb": gb(memory::total()),
         "free_gb": gb(memory::available()),
+        "cache": cache(),
         "self_test": self_test()?,
         "cuda": cuda(),
     });
@@ -86,6 +89,26 @@ fn cuda() -> Value {
 #[cfg(not(feature = "cuda"))]
 fn cuda() -> Value {
     Value::String("built without the feature `cuda`".to_owned())
+}
+
+/// Where models of the hub are kept, how many there are, and how many bytes they take.
+#[cfg(feature = "hub")]
+fn cache() -> Value {
+    use tramontane::hub::{self, HubOptions};
+    let options = HubOptions::from_env();
+    let Some(folder) = &options.cache else { return "no folder: HOME is not set".into() };
+    let models = match hub::list_cached(&options) {
+        Ok(models) => models,
+        Err(e) => return format!("{}: {}", folder.display(), e.what()).into(),
+    };
+    let used = talk::bytes(models.iter().map(|model| model.bytes).sum());
+    let offline = if options.offline { ", offline" } else { "" };
+    format!("{} ({} models, {used}{offline})", folder.display(), models.len()).into()
+}
+
+#[cfg(not(feature = "hub"))]
+fn cache() -> Value {
+    "built without the feature `hub`".into()
 }
 
 /// Runs the built-in model for a few tokens: the whole way from text to text works on this machine.

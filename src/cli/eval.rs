@@ -4,11 +4,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use serde_json::json;
-use tramontane::Error;
 use tramontane::error::Result;
 use tramontane::eval::{self, Divergence, Perplexity, Windows};
 
-use super::args::{FormatArg, ModelArgs};
+use super::args::{FormatArg, ModelArgs, read_text};
 use super::generate::print;
 use super::talk;
 
@@ -46,7 +45,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: Args) -> Result<ExitCode> {
-    let text = std::fs::read_to_string(&args.file).map_err(|e| Error::io(&args.file, e))?;
+    let text = read_text(&args.file)?;
     let stride = args.stride.unwrap_or(args.window);
     let windows = Windows { context: args.window, stride, limit: args.limit };
     let model = args.model.load()?;

@@ -11,7 +11,7 @@ use tramontane::generate::{FinishReason, Generator, Summary};
 use tramontane::sample::Sampling;
 use tramontane::{Error, ErrorKind, Model};
 
-use super::args::{IdsArgs, ModelArgs, SamplingArgs};
+use super::args::{IdsArgs, ModelArgs, SamplingArgs, read_text};
 use super::reasoning::{Printer, Reasoning};
 use super::{signals, stdout_error, talk};
 
@@ -119,10 +119,7 @@ pub(super) fn run(args: Args) -> Result<ExitCode> {
         talk::say(&talk::speed(&summary));
     }
     match (summary.error, summary.finish_reason) {
-        (Some(error), _) => Err(Error::new(ErrorKind::Numerics, error)
-            .at(&model.info().name)
-            .so("the model's weights are damaged, or overflow in this number format")
-            .hint("--format f32, or pulling the model again")),
+        (Some(error), _) => Err(numerics(&model, error)),
         (None, FinishReason::Cancelled) => Ok(ExitCode::from(ErrorKind::Cancelled.exit_code())),
         (None, _) => Ok(ExitCode::SUCCESS),
     }
@@ -165,7 +162,7 @@ impl Args {
     /// The text behind the gap, if there is one.
     fn suffix(&self) -> Result<Option<String>> {
         match &self.suffix_file {
-            Some(path) => read(path).map(Some),
+            Some(path) => read_text(path).map(Some),
             None => Ok(self.suffix.clone()),
         }
     }
@@ -175,7 +172,7 @@ impl Args {
             return Ok(text.clone());
         }
         if let Some(path) = &self.file {
-            return read(path);
+            return read_text(path);
         }
         if std::io::stdin().is_terminal() {
             return Err(Error::bad_input("there is no prompt")
@@ -187,10 +184,6 @@ impl Args {
         // A shell adds a newline that nobody means.
         Ok(text.strip_suffix('\n').unwrap_or(&text).to_owned())
     }
-}
-
-fn read(path: &std::path::Path) -> Result<String> {
-    std::fs::read_to_string(path).map_err(|e| Error::io(path, e))
 }
 
 fn start(model: &Model, prompt: &Prompt, sampling: &Sampling) -> Result<Generator> {
@@ -217,6 +210,14 @@ pub(super) fn stream(
         }
     }
     Err(Error::new(ErrorKind::Io, "the generation ended without a summary"))
+}
+
+/// The error of a generation that ended because `what` is no number.
+pub(super) fn numerics(model: &Model, what: String) -> Error {
+    Error::new(ErrorKind::Numerics, what)
+        .at(&model.info().name)
+        .so("the model's weights are damaged, or overflow in this number format")
+        .hint("--format f32, or pulling the model again")
 }
 
 /// Prints to stdout at once.

@@ -33,6 +33,8 @@ use clap::{ArgAction, CommandFactory as _, FromArgMatches as _, Parser, Subcomma
 use tramontane::error::Result;
 use tramontane::{Error, ErrorKind};
 
+pub(crate) use talk::say;
+
 /// A small, fast inference engine for open French language models.
 #[derive(Parser)]
 #[command(

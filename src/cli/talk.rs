@@ -1,7 +1,6 @@
 //! What the program says on stderr, beside the result.
-#![expect(clippy::print_stderr, reason = "this is where the program talks")]
 
-use std::io::IsTerminal as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
@@ -11,9 +10,9 @@ use tramontane::{LoadProgress, Model, hub};
 
 use super::download::DownloadBar;
 
-/// Says a line.
-pub(super) fn say(line: &str) {
-    eprintln!("{line}");
+/// Says a line; that nobody listens any more changes nothing.
+pub(crate) fn say(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 /// Says what happened about devices since the last time.

@@ -221,7 +221,7 @@ impl<D: Ops> Graph<D> {
     }
 
     /// Passes `ids` through the graph after what is in `sequence`, and appends the wanted rows of logits,
-    /// `[vocab]` each, to `logits`. `go_on` is asked before every chunk.
+    /// `[vocab]` each, to `logits`. `go_on` is asked before every token, and in a prompt before every block.
     ///
     /// # Errors
     ///
@@ -242,12 +242,7 @@ impl<D: Ops> Graph<D> {
         let n_chunks = ids.len().div_ceil(CHUNK);
         for (i, chunk) in ids.chunks(CHUNK).enumerate() {
             let rows = if rows == Rows::Last && i + 1 < n_chunks { Rows::None } else { rows };
-            let result = if go_on() {
-                self.chunk(chunk, context, sequence, rows, logits)
-            } else {
-                Err(Error::new(ErrorKind::Cancelled, "the computation was cancelled"))
-            };
-            if let Err(e) = result {
+            if let Err(e) = self.chunk(chunk, context, sequence, rows, logits, go_on) {
                 sequence.roll_back(before);
                 return Err(e);
             }
@@ -284,7 +279,9 @@ impl<D: Ops> Graph<D> {
         sequence: &mut Sequence<D>,
         rows: Rows,
         logits: &mut Vec<f32>,
+        go_on: &dyn Fn() -> bool,
     ) -> Result<()> {
+        ask(go_on)?;
         let (d, n) = (&self.device, ids.len());
         let mut buffers = self.buffers(sequence.buffers.take(), n, rows)?;
         let b = &mut buffers;
@@ -299,6 +296,10 @@ impl<D: Ops> Graph<D> {
             d.norm_in_place(norm, &mut b.x, n)?;
         }
         for (block, memory) in self.blocks.iter().zip(&mut sequence.memory) {
+            // A single token is done at once, and recurrent layers could not go back from the midst of it.
+            if n > 1 {
+                ask(go_on)?;
+            }
             block.forward(d, &b.step, &mut b.x, memory, &mut b.block)?;
         }
         self.logits(b, n, rows, logits)?;
@@ -390,6 +391,14 @@ impl<D: Ops> Graph<D> {
             d.read(&b.logits, 0, &mut logits[start..])?;
         }
         Ok(())
+    }
+}
+
+/// Stops the computation where `go_on` says no.
+fn ask(go_on: &dyn Fn() -> bool) -> Result<()> {
+    match go_on() {
+        true => Ok(()),
+        false => Err(Error::new(ErrorKind::Cancelled, "the computation was cancelled")),
     }
 }
 

@@ -3,17 +3,18 @@
 use std::path::Path;
 
 use serde_json::{Value, json};
-use tramontane::Error;
-use tramontane::chat::Message;
+use tramontane::chat::{ChatRequest, Message, ROLES};
 use tramontane::error::Result;
+use tramontane::{Error, ErrorKind};
 
 use super::super::talk::{self, say};
-use super::Chat;
+use super::{Chat, effective_sampler};
 
 const HELP: &str = "\
 /system [TEXT]      set the system message; without TEXT remove it
 /set NAME VALUE     set a parameter: temperature, top_k, top_p, min_p, typical_p, repetition_penalty,
-                    presence_penalty, frequency_penalty, max_tokens, seed, stop (VALUE \"none\" unsets it)
+                    presence_penalty, frequency_penalty, max_tokens, seed, stop, ignore_eos (VALUE \"none\"
+                    unsets it)
 /show               show the model, the settings and the system message
 /stats              show the last answer's counts and times, and the cache's size
 /save FILE          save the conversation as JSON
@@ -58,6 +59,7 @@ fn set(chat: &mut Chat, rest: &str) -> Result<()> {
     let value = value.trim();
     let parsed = match (name, value) {
         ("stop", "none") => json!([]),
+        ("logit_bias", "none") => json!({}),
         (_, "none") => Value::Null,
         ("stop", text) => json!([text]),
         (_, text) => serde_json::from_str(text).unwrap_or_else(|_| json!(text)),
@@ -65,12 +67,8 @@ fn set(chat: &mut Chat, rest: &str) -> Result<()> {
     let bad = |e: &dyn std::fmt::Display| {
         Error::bad_input(format!("{name} cannot be {value}: {e}")).hint("/help for the names")
     };
+    // What is not set stands in no field: a name that does not exist is told by what reads them.
     let mut all = serde_json::to_value(&chat.sampling).map_err(|e| bad(&e))?;
-    if all.get(name).is_none() {
-        return Err(
-            Error::bad_input(format!("there is no parameter {name}")).hint("/help for the names")
-        );
-    }
     all[name] = parsed;
     let sampling: tramontane::sample::Sampling =
         serde_json::from_value(all).map_err(|e| bad(&e))?;
@@ -90,9 +88,8 @@ fn show(chat: &Chat) {
         i.format,
         i.context
     ));
-    let sampling = chat.sampling.clone().or(chat.model.defaults());
-    match tramontane::sample::Sampler::new(&sampling, chat.model.architecture().vocab) {
-        Ok(sampler) => say(&format!("sampler  {}", sampler.describe())),
+    match effective_sampler(&chat.model, &chat.sampling) {
+        Ok(sampler) => say(&format!("sampler  {sampler}")),
         Err(e) => say(&format!("sampler  {e}")),
     }
     say(&format!("system   {}", chat.system.as_deref().unwrap_or("none")));
@@ -112,29 +109,42 @@ fn stats(chat: &Chat) {
     }
 }
 
+/// Writes the conversation as `template --messages` and other chat tools read it.
 fn save(chat: &Chat, path: &str) -> Result<()> {
     let path = file_name(path)?;
-    let text =
-        serde_json::to_string_pretty(&json!({ "system": chat.system, "messages": chat.messages }))
-            .map_err(|e| Error::bad_input(e.to_string()))?;
-    std::fs::write(path, text).map_err(|e| Error::io(path, e))?;
-    say(&format!("{} messages saved to {}", chat.messages.len(), path.display()));
+    let system = chat.system.as_deref().map(Message::system);
+    let messages: Vec<&Message> = system.iter().chain(&chat.messages).collect();
+    let text = serde_json::to_string_pretty(&json!({ "messages": messages }))
+        .map_err(|e| Error::bad_input(e.to_string()))?;
+    std::fs::write(path, text + "\n").map_err(|e| unreadable("written", path, e))?;
+    say(&format!("{} messages saved to {}", messages.len(), path.display()));
     Ok(())
 }
 
+/// Reads a list of messages, or an object with one; a system message at its beginning becomes that of the conversation.
 fn load(chat: &mut Chat, path: &str) -> Result<()> {
     let path = file_name(path)?;
-    let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
-    let bad = |e: &dyn std::fmt::Display| {
-        Error::bad_input(format!("not a saved conversation: {e}")).at(path.display())
-    };
-    let mut value: Value = serde_json::from_str(&text).map_err(|e| bad(&e))?;
-    let messages: Vec<Message> =
-        serde_json::from_value(value["messages"].take()).map_err(|e| bad(&e))?;
-    chat.system = value["system"].as_str().map(ToOwned::to_owned);
+    let text = std::fs::read_to_string(path).map_err(|e| unreadable("read", path, e))?;
+    let value: Value = serde_json::from_str(text.trim_start_matches('\u{feff}'))
+        .map_err(|e| Error::bad_input(format!("this is not JSON: {e}")).at(path.display()))?;
+    let request = ChatRequest::from_json(value).map_err(|e| e.at(path.display()))?;
+    let (n, mut messages) = (request.messages.len(), request.messages);
+    if let Some(other) = messages.iter().find(|message| !ROLES.contains(&message.role())) {
+        let what = format!("a message has the role \"{}\"", other.role());
+        return Err(Error::bad_input(format!("{what}, expected one of {}", ROLES.join(", ")))
+            .at(path.display()));
+    }
+    let has_system = messages.first().is_some_and(|message| message.role() == "system");
+    chat.system = has_system.then(|| messages.remove(0).text());
     chat.messages = messages;
-    say(&format!("{} messages loaded from {}", chat.messages.len(), path.display()));
+    say(&format!("{n} messages loaded from {}", path.display()));
     Ok(())
+}
+
+/// The error for a file of a conversation.
+fn unreadable(how: &str, path: &Path, e: std::io::Error) -> Error {
+    let what = format!("the conversation cannot be {how}: {e}");
+    Error::new(ErrorKind::Io, what).at(path.display()).caused_by(e)
 }
 
 fn file_name(path: &str) -> Result<&Path> {
