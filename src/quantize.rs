@@ -1,4 +1,4 @@
-//! Weights packed once and for all: a folder whose matrices load by mapping the file.
+//! Weights packed once and for all: a folder whose matrices need only be copied into memory.
 //!
 //! The folder is like the one it was made from, but for the weight file: each matrix stands in it as the kernels read
 //! it, as bytes under the name of its module and its format (`model.layers.0.mlp.up_proj.packed_q4_v1`); everything

@@ -200,7 +200,11 @@ impl Ops for Cpu {
         format: Format,
         shape: [usize; 2],
     ) -> Result<CpuWeight> {
-        CpuWeight::mapped(tensor, format, shape)
+        CpuWeight::copied(&self.pool, &self.arena, tensor, format, shape)
+    }
+
+    fn check_packed(&self, tensor: &TensorData, format: Format, shape: [usize; 2]) -> Result<()> {
+        CpuWeight::mapped(tensor, format, shape).map(drop)
     }
 
     fn packed_bytes<'w>(&self, weight: &'w CpuWeight) -> Option<(Format, &'w [u8])> {

@@ -242,7 +242,7 @@ pub trait Ops: Sized + Send + Sync + 'static {
     fn weight(&self, tensor: &TensorData, format: Format) -> Result<Self::Weight>;
     /// The same for a matrix of which only rows are looked up ([`Ops::embed`]), in the format in which it is stored.
     fn table(&self, tensor: &TensorData) -> Result<Self::Weight>;
-    /// A matrix `[rows, cols]` that was packed before: its bytes, used where they are.
+    /// Takes a matrix `[rows, cols]` that was packed before.
     fn packed_weight(
         &self,
         tensor: &TensorData,
@@ -251,6 +251,10 @@ pub trait Ops: Sized + Send + Sync + 'static {
     ) -> Result<Self::Weight> {
         let _ = (tensor, format, shape);
         Err(unavailable("with weights that were packed for the CPU"))
+    }
+    /// Whether [`Ops::packed_weight`] would take this matrix.
+    fn check_packed(&self, tensor: &TensorData, format: Format, shape: [usize; 2]) -> Result<()> {
+        self.packed_weight(tensor, format, shape).map(drop)
     }
     /// A matrix's bytes as [`Ops::packed_weight`] takes them, and their format; `None` where it is not packed.
     fn packed_bytes<'w>(&self, weight: &'w Self::Weight) -> Option<(Format, &'w [u8])> {

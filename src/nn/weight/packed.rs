@@ -43,7 +43,7 @@ impl<'a, D: Ops> Loader<'a, D> {
         })
     }
 
-    /// A packed matrix: used where it is.
+    /// A packed matrix.
     pub(super) fn take_packed(
         &mut self,
         part: Part,
@@ -58,8 +58,11 @@ impl<'a, D: Ops> Loader<'a, D> {
                 .hint("the model they were made from, or no --format"));
         }
         self.mark(tensor);
-        let weight = self.device.packed_weight(tensor, format, shape)?;
-        if self.rehearsal { self.device.weight(&hollow(tensor), Format::Auto) } else { Ok(weight) }
+        if self.rehearsal {
+            self.device.check_packed(tensor, format, shape)?;
+            return self.device.weight(&hollow(tensor), Format::Auto);
+        }
+        self.device.packed_weight(tensor, format, shape)
     }
 }
 

@@ -4,9 +4,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use half::f16;
 use safetensors::Dtype;
-use tramontane_kernels::cpu::pack::{pack, unpack_rows};
+use tramontane_kernels::cpu::pack::{copy, pack, unpack_rows};
 use tramontane_kernels::formats::{Dense, Matrix};
-use tramontane_kernels::memory::Arena;
+use tramontane_kernels::memory::{Arena, OutOfMemory};
 use tramontane_kernels::packed::{Format as PackedFormat, Packed};
 use tramontane_kernels::{Isa, Pool};
 
@@ -49,15 +49,25 @@ impl CpuWeight {
         let matrix = Matrix::new(tensor.shape[0], tensor.shape[1], dense);
         // A panic of another thread while packing leaves the arena as it was before.
         let mut arena = arena.lock().unwrap_or_else(PoisonError::into_inner);
-        let packed = pack(isa, pool, format, &matrix, &mut arena).map_err(|e| {
-            Error::new(
-                ErrorKind::NoMemory,
-                format!("{} bytes of memory cannot be had for weights", e.bytes),
-            )
-            .hint("a smaller format (--format) or model")
-        })?;
+        let packed = pack(isa, pool, format, &matrix, &mut arena).map_err(no_memory)?;
         tensor.bytes.release();
         Ok(Self::Packed(packed))
+    }
+
+    /// A matrix that was packed before, copied, because memory is read faster than a mapped file; lets go of the mapped
+    /// pages.
+    pub(super) fn copied(
+        pool: &Pool,
+        arena: &Mutex<Arena>,
+        tensor: &TensorData,
+        format: Format,
+        shape: [usize; 2],
+    ) -> Result<Self> {
+        let mapped = Self::mapped(tensor, format, shape)?;
+        let mut arena = arena.lock().unwrap_or_else(PoisonError::into_inner);
+        let copied = copy(pool, mapped.packed()?, &mut arena).map_err(no_memory)?;
+        tensor.bytes.release();
+        Ok(Self::Packed(copied))
     }
 
     /// A matrix that was packed before, where the checkpoint has it.
@@ -107,6 +117,11 @@ impl CpuWeight {
         }
         Ok(())
     }
+}
+
+fn no_memory(e: OutOfMemory) -> Error {
+    let what = format!("{} bytes of memory cannot be had for weights", e.bytes);
+    Error::new(ErrorKind::NoMemory, what).hint("a smaller format (--format) or model")
 }
 
 /// The tensor itself, or a copy where its bytes do not begin at a multiple of an element: an odd header shifts them.
