@@ -6,6 +6,8 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
+#[path = "cuda/graphs.rs"]
+mod graphs;
 #[path = "common/tiny.rs"]
 #[expect(dead_code, reason = "each test file uses its part")]
 mod tiny;

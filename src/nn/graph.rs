@@ -243,7 +243,8 @@ impl<D: Ops> Graph<D> {
         for (i, chunk) in ids.chunks(CHUNK).enumerate() {
             let rows = if rows == Rows::Last && i + 1 < n_chunks { Rows::None } else { rows };
             let result = if go_on() {
-                self.chunk(chunk, context, sequence, rows, logits)
+                let operations = || self.chunk(chunk, context, sequence, rows, logits);
+                self.device.step(chunk.len(), operations)
             } else {
                 Err(Error::new(ErrorKind::Cancelled, "the computation was cancelled"))
             };
@@ -288,6 +289,10 @@ impl<D: Ops> Graph<D> {
         let (d, n) = (&self.device, ids.len());
         let mut buffers = self.buffers(sequence.buffers.take(), n, rows)?;
         let b = &mut buffers;
+        // What comes from the host goes first, so that nothing comes between the launches of a device.
+        for memory in &mut sequence.memory {
+            memory.reserve(sequence.len, sequence.len + n)?;
+        }
         self.place(b, n, context, sequence)?;
         self.embed.lookup(d, ids, &mut b.x)?;
         if let Some(table) = &self.learned_positions {
@@ -381,8 +386,12 @@ impl<D: Ops> Graph<D> {
         for from in (first..n).step_by(LOGIT_ROWS) {
             let some: [usize; LOGIT_ROWS] = std::array::from_fn(|i| from + i);
             let some = &some[..LOGIT_ROWS.min(n - from)];
-            d.gather(&b.x, hidden, some, &mut b.last)?;
-            d.norm_in_place(&self.final_norm, &mut b.last, some.len())?;
+            if some.len() == n {
+                d.norm(&self.final_norm, &b.x, n, &mut b.last)?;
+            } else {
+                d.gather(&b.x, hidden, some, &mut b.last)?;
+                d.norm_in_place(&self.final_norm, &mut b.last, some.len())?;
+            }
             let head = self.head.as_ref().unwrap_or(&self.embed);
             head.forward(d, &b.last, some.len(), &mut b.logits)?;
             let start = logits.len();

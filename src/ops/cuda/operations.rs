@@ -3,6 +3,8 @@
 //! Shapes come from the graph, which took them from checked tensors; an assertion at each launch keeps a mistake of
 //! ours from becoming an access past the end of a buffer.
 
+use std::sync::PoisonError;
+
 use tramontane_kernels::cpu::elementwise as element;
 use tramontane_kernels::cuda::{
     self as kernels, AttendArgs, Element, Launch, Matmul, PackedMatmul,
@@ -27,6 +29,12 @@ impl Ops for Cuda {
     type Kv = CudaKv;
     type State = CudaState;
     type Experts = CudaExperts;
+
+    fn step(&self, n: usize, operations: impl FnOnce() -> Result<()>) -> Result<()> {
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        // The kernels of a prompt take longer than their launches.
+        if n == 1 { self.gpu.collect(operations) } else { operations() }
+    }
 
     fn buffer(&self, len: usize) -> Result<CudaBuffer> {
         let memory = self.gpu.alloc(4 * len)?;
@@ -74,7 +82,7 @@ impl Ops for Cuda {
         assert!(ids.len() * table.cols <= x.len, "embed past the end of a buffer");
         assert!(ids.iter().all(|&id| (id as usize) < table.rows), "an id outside the vocabulary");
         let mut scratch = self.scratch();
-        let at = self.to_device(&mut scratch, 0, ids)?;
+        let at = self.to_device(&mut scratch.ids, ids)?;
         let (from, n, width) = (table.memory.address(), ids.len(), table.cols);
         self.gpu.launch(&match table.layout {
             Layout::Dense(element) => kernels::embed(element, from, at, x.at(), n, width),
@@ -168,7 +176,7 @@ impl Ops for Cuda {
     fn scale_rows(&self, factors: &[f32], width: usize, x: &mut CudaBuffer) -> Result<()> {
         assert!(factors.len() * width <= x.len, "scale_rows past the end of a buffer");
         let mut scratch = self.scratch();
-        let at = self.to_device(&mut scratch, 0, factors)?;
+        let at = self.to_device(&mut scratch.factors, factors)?;
         self.gpu.launch(&kernels::scale_rows(at, x.at(), width, factors.len()))
     }
 
@@ -314,7 +322,7 @@ impl Ops for Cuda {
         );
         assert!(rows.len() * width <= out.len, "gather past the end of a buffer");
         let mut scratch = self.scratch();
-        let at = self.to_device(&mut scratch, 0, &numbers(rows))?;
+        let at = self.to_device(&mut scratch.rows, &numbers(rows))?;
         self.gpu.launch(&kernels::gather(x.at(), at, out.at(), width, rows.len()))
     }
 
@@ -332,8 +340,8 @@ impl Ops for Cuda {
         );
         assert!(rows.len() * width <= y.len, "scatter_add past the end of a buffer");
         let mut scratch = self.scratch();
-        let indices = self.to_device(&mut scratch, 0, &numbers(rows))?;
-        let factors = self.to_device(&mut scratch, 1, factors)?;
+        let indices = self.to_device(&mut scratch.rows, &numbers(rows))?;
+        let factors = self.to_device(&mut scratch.factors, factors)?;
         self.gpu.launch(&kernels::scatter_add(y.at(), indices, factors, x.at(), width, rows.len()))
     }
 }
