@@ -57,6 +57,8 @@ struct Scratch {
     ids: FromHost,
     rows: FromHost,
     factors: FromHost,
+    /// Where the largest of many values are found.
+    largest: Option<Memory>,
     experts: experts::Scratch,
     /// ALiBi slopes that were seen, and where they are.
     slopes: Vec<(Vec<f32>, Memory)>,

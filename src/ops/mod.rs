@@ -248,6 +248,17 @@ pub trait Ops: Sized + Send + Sync + 'static {
     fn write(&self, values: &[f32], buffer: &mut Self::Buffer) -> Result<()>;
     /// Copies `out.len()` elements from `start` on.
     fn read(&self, buffer: &Self::Buffer, start: usize, out: &mut [f32]) -> Result<()>;
+    /// The `k` largest of the first `len` elements with their places, largest first, equal ones by place, any NaN before
+    /// all. `None` where reading all of them costs less.
+    fn largest(
+        &self,
+        buffer: &Self::Buffer,
+        len: usize,
+        k: usize,
+    ) -> Result<Option<Vec<(u32, f32)>>> {
+        let _ = (buffer, len, k);
+        Ok(None)
+    }
     /// Takes a matrix `[rows, cols]` of the checkpoint into the device's memory, in `format`.
     fn weight(&self, tensor: &TensorData, format: Format) -> Result<Self::Weight>;
     /// The same for a matrix of which only rows are looked up ([`Ops::embed`]), in the format in which it is stored.

@@ -317,9 +317,15 @@ impl Gpu {
         check(copy, "copying to the device")
     }
 
-    /// Copies `out.len()` floats from `from`, `offset` bytes from its start, once all work before is done.
-    pub(super) fn download(&self, from: &Memory, offset: usize, out: &mut [f32]) -> Result<()> {
-        let len = size_of_val(out);
+    /// Copies `out.len()` numbers from `from`, `offset` bytes from its start, once all work before is done.
+    pub(super) fn download<T: bytemuck::Pod>(
+        &self,
+        from: &Memory,
+        offset: usize,
+        out: &mut [T],
+    ) -> Result<()> {
+        let out: &mut [u8] = bytemuck::cast_slice_mut(out);
+        let len = out.len();
         assert!(offset + len <= from.bytes, "download past the end of a buffer");
         if len == 0 {
             return Ok(());
@@ -336,7 +342,7 @@ impl Gpu {
                 "copying from the device",
             )?;
             check(cu::cuStreamSynchronize(self.stream), "computing")?;
-            ptr::copy_nonoverlapping(pinned.at.cast::<u8>(), out.as_mut_ptr().cast::<u8>(), len);
+            ptr::copy_nonoverlapping(pinned.at.cast::<u8>(), out.as_mut_ptr(), len);
         }
         Ok(())
     }

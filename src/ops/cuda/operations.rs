@@ -7,7 +7,7 @@ use std::sync::PoisonError;
 
 use tramontane_kernels::cpu::elementwise as element;
 use tramontane_kernels::cuda::{
-    self as kernels, AttendArgs, Element, Launch, Matmul, PackedMatmul,
+    self as kernels, AttendArgs, Element, Launch, MAX_TOP, Matmul, PackedMatmul,
 };
 use tramontane_models::spec::{self, Activation, Mixer, RopeStyle};
 
@@ -52,6 +52,28 @@ impl Ops for Cuda {
 
     fn read(&self, buffer: &CudaBuffer, start: usize, out: &mut [f32]) -> Result<()> {
         self.gpu.download(&buffer.memory, 4 * start, out)
+    }
+
+    fn largest(
+        &self,
+        buffer: &CudaBuffer,
+        len: usize,
+        k: usize,
+    ) -> Result<Option<Vec<(u32, f32)>>> {
+        assert!(len <= buffer.len, "largest past the end of a buffer");
+        if k == 0 || k > len.min(MAX_TOP) {
+            return Ok(None);
+        }
+        let mut scratch = self.scratch();
+        let half = kernels::top_bytes(len, k);
+        let memory = at_least(&self.gpu, &mut scratch.largest, 2 * half)?;
+        let halves = [memory.address(), memory.address() + half as u64];
+        let (launches, side) = kernels::top(buffer.at(), len, k, halves);
+        launches.iter().try_for_each(|launch| self.gpu.launch(launch))?;
+        let mut found = vec![0u32; 2 * k];
+        self.gpu.download(memory, side * half, &mut found)?;
+        let (values, places) = found.split_at(k);
+        Ok(Some(places.iter().copied().zip(values.iter().map(|v| f32::from_bits(*v))).collect()))
     }
 
     fn weight(&self, tensor: &TensorData, format: Format) -> Result<CudaWeight> {

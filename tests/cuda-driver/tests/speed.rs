@@ -125,6 +125,8 @@ impl Token {
         (0..LAYERS).for_each(|_| token.layer(format));
         token.norm();
         token.product(if format == Format::Q4 { Format::Q8 } else { format }, VOCAB, HIDDEN);
+        // Greedy decoding: the best token, and one more to see whether it ties.
+        token.run(&cuda::top(0, VOCAB, 2, [0, 0]).0, 4 * VOCAB);
         token
     }
 }
