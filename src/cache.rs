@@ -7,7 +7,7 @@
 use std::any::Any;
 
 use crate::error::Result;
-use crate::nn::graph::{Graph, Rows, Sequence};
+use crate::nn::graph::{Graph, Logits, Rows, Sequence};
 use crate::ops::{KvFormat, Ops};
 
 /// Keys, values and buffers of one sequence.
@@ -91,7 +91,7 @@ pub(crate) trait Runtime: Send + Sync {
         ids: &[u32],
         state: &mut dyn State,
         rows: Rows,
-        logits: &mut Vec<f32>,
+        logits: &mut Logits,
         go_on: &dyn Fn() -> bool,
     ) -> Result<()>;
 }
@@ -106,7 +106,7 @@ impl<D: Ops> Runtime for Graph<D> {
         ids: &[u32],
         state: &mut dyn State,
         rows: Rows,
-        logits: &mut Vec<f32>,
+        logits: &mut Logits,
         go_on: &dyn Fn() -> bool,
     ) -> Result<()> {
         let state: &mut dyn Any = state;

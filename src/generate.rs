@@ -16,6 +16,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::too_long;
+use crate::nn::graph::{Logits, Rows};
 use crate::sample::{Sampler, Sampling};
 use crate::tokenizer::TextStream;
 
@@ -137,7 +138,7 @@ pub struct Generator {
     ends: Vec<u32>,
     text: Option<TextStream>,
     stop: StopStrings,
-    logits: Vec<f32>,
+    logits: Logits,
     clock: Clock,
     state: Progress,
     error: Option<String>,
@@ -190,7 +191,7 @@ impl Generator {
             ends,
             text,
             stop: StopStrings::new(&sampling.stop),
-            logits: Vec::new(),
+            logits: Logits::default(),
             clock: Clock { start, prefill: Duration::ZERO, first: None, last: start },
             state: Progress::Prompt,
             error: None,
@@ -240,7 +241,7 @@ impl Generator {
         if self.generated.len() >= self.max_tokens {
             return self.finish(FinishReason::Length);
         }
-        let id = match self.sampler.sample(&mut self.logits, &self.prompt, &self.generated) {
+        let id = match self.sample() {
             Err(e) if e.kind() == ErrorKind::Numerics => {
                 self.error = Some(e.what());
                 return self.finish(FinishReason::Error);
@@ -262,6 +263,21 @@ impl Generator {
         Ok(Piece { text, id: Some(id), summary: None })
     }
 
+    /// The next id, from the logits that were computed.
+    fn sample(&mut self) -> Result<u32> {
+        let Logits { values, ids } = &mut self.logits;
+        if ids.is_empty() {
+            self.sampler.sample(values, &self.prompt, &self.generated)
+        } else {
+            self.sampler.sample_largest(values, ids)
+        }
+    }
+
+    /// Which logits the sampler needs.
+    fn rows(&self) -> Rows {
+        self.sampler.deciding().map_or(Rows::Last, Rows::Largest)
+    }
+
     /// The text that became certain with `id`, and whether a stop string has appeared.
     fn certain(&mut self, id: u32) -> Result<(String, bool)> {
         let special = self.session.model.tokenizer().is_some_and(|t| t.is_special(id));
@@ -275,17 +291,18 @@ impl Generator {
     }
 
     fn prefill(&mut self) -> Result<()> {
-        let start = Instant::now();
-        let result = self.session.advance(&self.prompt[self.cached..], &mut self.logits);
+        let (start, rows) = (Instant::now(), self.rows());
+        let result = self.session.advance(&self.prompt[self.cached..], rows, &mut self.logits);
         self.clock.prefill = start.elapsed();
         result
     }
 
     /// Computes the logits after the last generated id, if there is one and another is wanted.
     fn decode(&mut self) -> Result<()> {
+        let rows = self.rows();
         match self.generated.last() {
             Some(id) if self.generated.len() < self.max_tokens => {
-                self.session.advance(&[*id], &mut self.logits)
+                self.session.advance(&[*id], rows, &mut self.logits)
             }
             _ => Ok(()),
         }

@@ -21,7 +21,7 @@ use crate::files::ModelFiles;
 use crate::generate::Session;
 use crate::hub::{self, HubOptions, ModelRef};
 use crate::memory;
-use crate::nn::graph::Rows;
+use crate::nn::graph::{Logits, Rows};
 use crate::ops::{Format, KvFormat};
 use crate::sample::GenerationDefaults;
 use crate::tokenizer::Tokenizer;
@@ -232,9 +232,13 @@ impl Model {
     /// # Ok::<(), tramontane::Error>(())
     /// ```
     pub fn forward(&self, ids: &[u32], cache: &mut KvCache) -> Result<Tensor> {
-        let mut logits = Vec::new();
+        let mut logits = Logits::default();
         self.run(ids, cache, Rows::All, &mut logits, &|| true)?;
-        Ok(Tensor::from_vec(logits, (ids.len(), self.inner.architecture.vocab), &Device::Cpu)?)
+        Ok(Tensor::from_vec(
+            logits.values,
+            (ids.len(), self.inner.architecture.vocab),
+            &Device::Cpu,
+        )?)
     }
 
     /// Passes `ids` through the model after what is in `cache`, and puts the logits of the last one, `[vocab]`, into
@@ -245,7 +249,10 @@ impl Model {
     /// As [`Model::forward`].
     pub fn advance(&self, ids: &[u32], cache: &mut KvCache, logits: &mut Vec<f32>) -> Result<()> {
         logits.clear();
-        self.run(ids, cache, Rows::Last, logits, &|| true)
+        let mut found = Logits { values: std::mem::take(logits), ids: Vec::new() };
+        let result = self.run(ids, cache, Rows::Last, &mut found, &|| true);
+        *logits = found.values;
+        result
     }
 
     /// Passes `ids` through the model and puts the wanted rows of logits into `logits`.
@@ -254,7 +261,7 @@ impl Model {
         ids: &[u32],
         cache: &mut KvCache,
         rows: Rows,
-        logits: &mut Vec<f32>,
+        logits: &mut Logits,
         go_on: &dyn Fn() -> bool,
     ) -> Result<()> {
         if cache.owner != self.id() {
@@ -400,7 +407,8 @@ mod tests {
         }
         let left = Cell::new(3);
         let go_on = || left.replace(left.get() - 1) > 0;
-        let stopped = model.run(&ids[60..], &mut cache, Rows::Last, &mut logits, &go_on);
+        let mut row = Logits::default();
+        let stopped = model.run(&ids[60..], &mut cache, Rows::Last, &mut row, &go_on);
         assert_eq!(stopped.unwrap_err().kind(), ErrorKind::Cancelled);
         assert_eq!(cache.len(), 50);
         model.advance(&ids[50..], &mut cache, &mut logits).unwrap();

@@ -95,9 +95,34 @@ impl Sampler {
     /// [`BadInput`](ErrorKind::BadInput) if there are not `vocab` logits.
     pub fn sample(&mut self, logits: &mut [f32], prompt: &[u32], generated: &[u32]) -> Result<u32> {
         let best = self.adjust(logits, prompt, generated)?;
-        let Some(temperature) = self.chain.temperature else { return Ok(best as u32) };
+        Ok(self.choose(logits, best))
+    }
+
+    /// How many of the largest logits decide by themselves; `None` where all do.
+    pub(crate) fn deciding(&self) -> Option<usize> {
+        let Chain { bias, repetition, penalties, temperature, filters } = &self.chain;
+        if !bias.is_empty() || repetition.is_some() || penalties.is_some() {
+            return None;
+        }
+        match temperature {
+            None => Some(1),
+            Some(_) => filters.top_k,
+        }
+    }
+
+    /// The next id, as [`Self::sample`] finds it, given only the [`Self::deciding`] largest logits, none of which ties with
+    /// another token's, and their `ids` in ascending order.
+    pub(crate) fn sample_largest(&mut self, logits: &[f32], ids: &[u32]) -> Result<u32> {
+        let best = find_best(logits)?;
+        Ok(ids[self.choose(logits, best) as usize])
+    }
+
+    /// Steps 3 to 5; `best` is the index of the best logit. Ids only count by their order, so the indices of fewer logits
+    /// serve as well.
+    fn choose(&mut self, logits: &[f32], best: usize) -> u32 {
+        let Some(temperature) = self.chain.temperature else { return best as u32 };
         let kept = self.candidates.filter(self.chain.filters, logits, logits[best], temperature);
-        Ok(draw(kept, self.rng.unit()))
+        draw(kept, self.rng.unit())
     }
 
     /// The tokens that [`Self::sample`] would choose from, by id, with their probabilities.
@@ -296,6 +321,39 @@ mod tests {
             let e = sampler.sample(&mut [0.0; 2], &[], &[]).unwrap_err();
             assert_eq!(e.what(), "found 2 logits, expected 3");
         }
+    }
+
+    #[test]
+    fn the_largest_logits_decide_as_all_do() {
+        let logits: Vec<f32> = (0..500).map(|i| ((i * 7919) % 1009) as f32 / 61.0 - 8.0).collect();
+        let plain = Sampling { temperature: Some(1.5), seed: Some(3), ..Sampling::default() };
+        for sampling in [
+            Sampling::greedy(),
+            Sampling { top_k: Some(1), ..plain.clone() },
+            Sampling { top_k: Some(40), ..plain.clone() },
+            Sampling { top_k: Some(40), top_p: Some(0.6), min_p: Some(0.02), ..plain.clone() },
+            Sampling { top_k: Some(90), typical_p: Some(0.4), ..plain.clone() },
+        ] {
+            let (mut all, mut few) = (sampler(&sampling, 500), sampler(&sampling, 500));
+            let mut order: Vec<u32> = (0..500).collect();
+            order.sort_by(|a, b| logits[*b as usize].total_cmp(&logits[*a as usize]));
+            let mut ids = order[..few.deciding().unwrap()].to_vec();
+            ids.sort_unstable();
+            let largest: Vec<f32> = ids.iter().map(|id| logits[*id as usize]).collect();
+            for _ in 0..50 {
+                let id = all.sample(&mut logits.clone(), &[], &[]).unwrap();
+                assert_eq!(few.sample_largest(&largest, &ids).unwrap(), id, "{}", few.describe());
+            }
+        }
+        let all_count = [
+            Sampling { top_p: Some(0.9), ..plain.clone() },
+            Sampling { min_p: Some(0.1), ..plain.clone() },
+            Sampling { repetition_penalty: Some(1.1), ..Sampling::greedy() },
+            Sampling { presence_penalty: Some(0.1), top_k: Some(5), ..plain.clone() },
+            Sampling { logit_bias: BTreeMap::from([(3, 0.5)]), ..Sampling::greedy() },
+            plain,
+        ];
+        assert!(all_count.iter().all(|sampling| sampler(sampling, 500).deciding().is_none()));
     }
 
     #[test]

@@ -6,6 +6,10 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
+#[path = "cuda/graphs.rs"]
+mod graphs;
+#[path = "cuda/largest.rs"]
+mod largest;
 #[path = "common/tiny.rs"]
 #[expect(dead_code, reason = "each test file uses its part")]
 mod tiny;
@@ -273,6 +277,7 @@ fn auto_takes_the_cpu_where_a_self_test_fails() {
     falls_back("skip=norm_rows", "self-test");
     falls_back("skip=attend_merge", "self-test");
     falls_back("skip=gate", "self-test");
+    falls_back("skip=top_k", "illegal memory access");
 }
 
 #[test]

@@ -225,53 +225,33 @@ const SPAN: usize = 1024;
 /// Most values that [`top`] can find: the passes must shrink what they read.
 pub const MAX_TOP: usize = 256;
 
-/// Where the passes of [`top`] put values and indices; each has room for [`top_len`] elements.
-#[derive(Debug, Clone, Copy)]
-pub struct TopScratch {
-    /// Address of f32 values.
-    pub values: [u64; 2],
-    /// Address of u32 indices.
-    pub indices: [u64; 2],
-}
-
-/// Elements that the first pass of [`top`] writes.
+/// Bytes that each of the two halves of scratch memory of [`top`] needs.
 #[must_use]
-pub fn top_len(n: usize, k: usize) -> usize {
-    n.div_ceil(SPAN) * k
+pub fn top_bytes(n: usize, k: usize) -> usize {
+    8 * n.div_ceil(SPAN) * k
 }
 
 /// The `k` largest of the `n` f32 at `values`, largest first, equal ones by index, NaN before all.
 ///
-/// Gives the launches, and which half of `scratch` holds the result: `k` values and their indices.
+/// Gives the launches, and which half of `scratch` begins with the result: `k` values f32, then their `k` indices u32.
 ///
 /// # Panics
 ///
 /// If `k` is 0, more than `n` or more than [`MAX_TOP`].
 #[must_use]
-pub fn top(values: u64, n: usize, k: usize, scratch: &TopScratch) -> (Vec<Launch>, usize) {
+pub fn top(values: u64, n: usize, k: usize, scratch: [u64; 2]) -> (Vec<Launch>, usize) {
     assert!(k > 0 && k <= n && k <= MAX_TOP, "top: {k} of {n}");
     let mut launches = Vec::new();
     let (mut from, mut indices, mut n, mut side) = (values, 0, n, 0);
     loop {
         let blocks = n.div_ceil(SPAN);
-        let args = Args::new()
-            .ptr(from)
-            .ptr(indices)
-            .u32(n)
-            .u32(k)
-            .ptr(scratch.values[side])
-            .ptr(scratch.indices[side]);
-        launches.push(Launch {
-            kernel: "top_k",
-            grid: [blocks as u32, 1, 1],
-            block: 512,
-            shared: 0,
-            args,
-        });
+        let (out, out_indices) = (scratch[side], scratch[side] + (4 * blocks * k) as u64);
+        let args = Args::new().ptr(from).ptr(indices).u32(n).u32(k).ptr(out).ptr(out_indices);
+        let grid = [blocks as u32, 1, 1];
+        launches.push(Launch { kernel: "top_k", grid, block: 512, shared: 0, args });
         if blocks == 1 {
             return (launches, side);
         }
-        (from, indices) = (scratch.values[side], scratch.indices[side]);
-        (n, side) = (blocks * k, 1 - side);
+        (from, indices, n, side) = (out, out_indices, blocks * k, 1 - side);
     }
 }

@@ -9,7 +9,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use super::{Notes, Opened, Placement, Request, on_cpu};
 use crate::cache::{Runtime, State};
 use crate::error::{Error, ErrorKind, Result};
-use crate::nn::graph::{CHUNK, Graph, Rows};
+use crate::nn::graph::{CHUNK, Graph, Logits, Rows};
 use crate::ops::{Cuda, KvFormat, cuda};
 
 /// Opens CUDA device `number`, or the first one that the kernels run on, if it can take the model.
@@ -140,7 +140,7 @@ impl Fallback {
         let cpu = self.cpu()?;
         let mut state = cpu.sequence(sequence.kv)?;
         if !sequence.ids.is_empty() {
-            cpu.forward(&sequence.ids, &mut *state, Rows::None, &mut Vec::new(), go_on)?;
+            cpu.forward(&sequence.ids, &mut *state, Rows::None, &mut Logits::default(), go_on)?;
         }
         (sequence.state, sequence.on_cpu) = (state, true);
         Ok(())
@@ -152,14 +152,14 @@ impl Fallback {
         ids: &[u32],
         sequence: &mut Replayable,
         rows: Rows,
-        logits: &mut Vec<f32>,
+        logits: &mut Logits,
         go_on: &dyn Fn() -> bool,
     ) -> Result<()> {
         if !sequence.on_cpu {
-            let before = logits.len();
+            let before = logits.values.len();
             match self.first.forward(ids, &mut *sequence.state, rows, logits, go_on) {
                 Err(e) if is_device(&e) => {
-                    logits.truncate(before);
+                    logits.values.truncate(before);
                     if self.cpu.get().is_none() {
                         self.notes.add(format!("going on on the CPU: {}", reason(&e)));
                     }
@@ -184,7 +184,7 @@ impl Runtime for Fallback {
         ids: &[u32],
         state: &mut dyn State,
         rows: Rows,
-        logits: &mut Vec<f32>,
+        logits: &mut Logits,
         go_on: &dyn Fn() -> bool,
     ) -> Result<()> {
         let state: &mut dyn Any = state;

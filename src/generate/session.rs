@@ -5,7 +5,7 @@ use crate::cache::KvCache;
 use crate::chat::ChatRequest;
 use crate::error::{Error, Result};
 use crate::model::Model;
-use crate::nn::graph::Rows;
+use crate::nn::graph::{Logits, Rows};
 use crate::sample::Sampling;
 use crate::tokenizer::{FillIn, TextStream, Tokenizer};
 
@@ -124,14 +124,14 @@ impl Session {
         Ok(common)
     }
 
-    /// Computes `ids` after what is in the cache; the logits of the last one come back in `logits`.
-    pub(super) fn advance(&mut self, ids: &[u32], logits: &mut Vec<f32>) -> Result<()> {
+    /// Computes `ids` after what is in the cache; what `rows` wants of the last one's logits comes back in `logits`.
+    pub(super) fn advance(&mut self, ids: &[u32], rows: Rows, logits: &mut Logits) -> Result<()> {
         let Some(cache) = &mut self.cache else {
             return Err(Error::bad_input("the session has no cache, expected it after the prompt"));
         };
         logits.clear();
         let cancel = self.cancel.clone();
-        let result = self.model.run(ids, cache, Rows::Last, logits, &|| !cancel.is_cancelled());
+        let result = self.model.run(ids, cache, rows, logits, &|| !cancel.is_cancelled());
         // A model with recurrent layers cannot go back: its cache may be empty now.
         self.tokens.truncate(cache.len());
         result?;

@@ -33,8 +33,27 @@ pub enum Rows {
     None,
     /// The last token's.
     Last,
+    /// Of the last token's so many of the largest, if they are clearly these; else the whole row.
+    Largest(usize),
     /// Every token's.
     All,
+}
+
+/// Logits that came back.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Logits {
+    /// Rows of `[vocab]`, or the largest of one row.
+    pub values: Vec<f32>,
+    /// Of which ids `values` are, in ascending order, where they are the largest of a row; else empty.
+    pub ids: Vec<u32>,
+}
+
+impl Logits {
+    /// Forgets all.
+    pub fn clear(&mut self) {
+        self.values.clear();
+        self.ids.clear();
+    }
 }
 
 /// A model's weights on a device, and the order in which they are used.
@@ -220,8 +239,8 @@ impl<D: Ops> Graph<D> {
         Ok(Sequence { memory, len: 0, buffers: None, cos: Vec::new(), sin: Vec::new() })
     }
 
-    /// Passes `ids` through the graph after what is in `sequence`, and appends the wanted rows of logits,
-    /// `[vocab]` each, to `logits`. `go_on` is asked before every token, and in a prompt before every block.
+    /// Passes `ids` through the graph after what is in `sequence`, and appends the wanted rows to `logits`. `go_on` is
+    /// asked before every token, and in a prompt before every block.
     ///
     /// # Errors
     ///
@@ -232,7 +251,7 @@ impl<D: Ops> Graph<D> {
         ids: &[u32],
         sequence: &mut Sequence<D>,
         rows: Rows,
-        logits: &mut Vec<f32>,
+        logits: &mut Logits,
         go_on: &dyn Fn() -> bool,
     ) -> Result<()> {
         self.check_ids(ids)?;
@@ -241,8 +260,12 @@ impl<D: Ops> Graph<D> {
         self.check_positions(context)?;
         let n_chunks = ids.len().div_ceil(CHUNK);
         for (i, chunk) in ids.chunks(CHUNK).enumerate() {
-            let rows = if rows == Rows::Last && i + 1 < n_chunks { Rows::None } else { rows };
-            if let Err(e) = self.chunk(chunk, context, sequence, rows, logits, go_on) {
+            let rows = match rows {
+                Rows::Last | Rows::Largest(_) if i + 1 < n_chunks => Rows::None,
+                Rows::None | Rows::Last | Rows::Largest(_) | Rows::All => rows,
+            };
+            let operations = || self.chunk(chunk, context, sequence, rows, logits, go_on);
+            if let Err(e) = self.device.step(chunk.len(), operations) {
                 sequence.roll_back(before);
                 return Err(e);
             }
@@ -278,13 +301,17 @@ impl<D: Ops> Graph<D> {
         context: usize,
         sequence: &mut Sequence<D>,
         rows: Rows,
-        logits: &mut Vec<f32>,
+        logits: &mut Logits,
         go_on: &dyn Fn() -> bool,
     ) -> Result<()> {
         ask(go_on)?;
         let (d, n) = (&self.device, ids.len());
         let mut buffers = self.buffers(sequence.buffers.take(), n, rows)?;
         let b = &mut buffers;
+        // What comes from the host goes first, so that nothing comes between the launches of a device.
+        for memory in &mut sequence.memory {
+            memory.reserve(sequence.len, sequence.len + n)?;
+        }
         self.place(b, n, context, sequence)?;
         self.embed.lookup(d, ids, &mut b.x)?;
         if let Some(table) = &self.learned_positions {
@@ -366,31 +393,51 @@ impl<D: Ops> Graph<D> {
     }
 
     /// Norm and head of the wanted rows of `x`.
-    fn logits(
-        &self,
-        b: &mut Buffers<D>,
-        n: usize,
-        rows: Rows,
-        logits: &mut Vec<f32>,
-    ) -> Result<()> {
+    fn logits(&self, b: &mut Buffers<D>, n: usize, rows: Rows, logits: &mut Logits) -> Result<()> {
         let (d, hidden, vocab) = (&self.device, self.architecture.hidden, self.architecture.vocab);
         let first = match rows {
             Rows::None => return Ok(()),
-            Rows::Last => n - 1,
+            Rows::Last | Rows::Largest(_) => n - 1,
             Rows::All => 0,
         };
         for from in (first..n).step_by(LOGIT_ROWS) {
             let some: [usize; LOGIT_ROWS] = std::array::from_fn(|i| from + i);
             let some = &some[..LOGIT_ROWS.min(n - from)];
-            d.gather(&b.x, hidden, some, &mut b.last)?;
-            d.norm_in_place(&self.final_norm, &mut b.last, some.len())?;
+            if some.len() == n {
+                d.norm(&self.final_norm, &b.x, n, &mut b.last)?;
+            } else {
+                d.gather(&b.x, hidden, some, &mut b.last)?;
+                d.norm_in_place(&self.final_norm, &mut b.last, some.len())?;
+            }
             let head = self.head.as_ref().unwrap_or(&self.embed);
             head.forward(d, &b.last, some.len(), &mut b.logits)?;
-            let start = logits.len();
-            logits.resize(start + some.len() * vocab, 0.0);
-            d.read(&b.logits, 0, &mut logits[start..])?;
+            if let Rows::Largest(k) = rows
+                && self.largest(&b.logits, k, logits)?
+            {
+                return Ok(());
+            }
+            let start = logits.values.len();
+            logits.values.resize(start + some.len() * vocab, 0.0);
+            d.read(&b.logits, 0, &mut logits.values[start..])?;
         }
         Ok(())
+    }
+
+    /// The `k` largest of a row, by id; `false` where the whole row must tell: if the device does not find them, if one
+    /// more is as large, or if one is not a number.
+    fn largest(&self, row: &D::Buffer, k: usize, logits: &mut Logits) -> Result<bool> {
+        let Some(mut found) = self.device.largest(row, self.architecture.vocab, k + 1)? else {
+            return Ok(false);
+        };
+        let is_clear = found[k - 1].1 > found[k].1;
+        found.truncate(k);
+        if !is_clear || found.iter().any(|(_, value)| !value.is_finite()) {
+            return Ok(false);
+        }
+        found.sort_unstable_by_key(|(id, _)| *id);
+        logits.ids.extend(found.iter().map(|(id, _)| *id));
+        logits.values.extend(found.iter().map(|(_, value)| *value));
+        Ok(true)
     }
 }
 

@@ -35,6 +35,18 @@ pub enum Memory<Kv, State> {
 pub type MemoryOf<D> = Memory<<D as Ops>::Kv, <D as Ops>::State>;
 
 impl<Kv: crate::ops::Kv, State: crate::ops::Recurrent> Memory<Kv, State> {
+    /// Makes room for the positions `start..end`.
+    ///
+    /// # Errors
+    ///
+    /// If the device has no memory.
+    pub fn reserve(&mut self, start: usize, end: usize) -> Result<()> {
+        match self {
+            Self::Kv(kv) => kv.reserve(start, end),
+            Self::Nothing | Self::Recurrent(_) => Ok(()),
+        }
+    }
+
     /// Forgets every token from `len` on, of `now`; `false` if the tokens before cannot be told apart from them any
     /// more, or are gone. Nothing is changed then.
     pub fn truncate(&mut self, len: usize, now: usize) -> bool {

@@ -2,6 +2,7 @@
 //!
 //! Nothing of CUDA is linked: the same binary starts where there is no driver. Activations are f32, weights stay in
 //! their format, the cache is made of pages. One stream does everything in order; the host waits only when it reads.
+//! The launches of a token become a graph, which the driver starts in one call.
 
 mod driver;
 mod experts;
@@ -42,6 +43,8 @@ pub struct Cuda {
     /// Packs weights on their way to the GPU.
     host: Cpu,
     scratch: Mutex<Scratch>,
+    /// Held while a step asks for its operations: those of one token then stand together, and are the same each time.
+    turn: Mutex<()>,
 }
 
 /// Memory that operations use while they run; the stream's order lets the next one have it.
@@ -51,11 +54,21 @@ struct Scratch {
     rounded: Option<Memory>,
     /// Attention over single chunks of the sequence.
     partial: Option<Memory>,
-    /// Ids, rows and factors from the host.
-    host: [Option<Memory>; 2],
+    ids: FromHost,
+    rows: FromHost,
+    factors: FromHost,
+    /// Where the largest of many values are found.
+    largest: Option<Memory>,
     experts: experts::Scratch,
     /// ALiBi slopes that were seen, and where they are.
     slopes: Vec<(Vec<f32>, Memory)>,
+}
+
+/// What the host sent last, and where it is.
+#[derive(Default)]
+struct FromHost {
+    bytes: Vec<u8>,
+    memory: Option<Memory>,
 }
 
 /// The memory in `slot`, made larger where it has less than `bytes`.
@@ -89,7 +102,7 @@ impl Cuda {
             return Err(Error::new(ErrorKind::Device, what));
         };
         let (gpu, host) = (Gpu::open(info.clone())?, Cpu::new(None)?);
-        Ok(Self { gpu, host, scratch: Mutex::default() })
+        Ok(Self { gpu, host, scratch: Mutex::default(), turn: Mutex::default() })
     }
 
     /// `cuda:N` and the name of the device.
@@ -195,15 +208,17 @@ impl Cuda {
         self.scratch.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Copies ids, rows or factors to the device; good until the next call with the same `slot`.
-    fn to_device<T: bytemuck::NoUninit>(
-        &self,
-        scratch: &mut Scratch,
-        slot: usize,
-        values: &[T],
-    ) -> Result<u64> {
-        let memory = at_least(&self.gpu, &mut scratch.host[slot], size_of_val(values))?;
+    /// Sends ids, rows or factors to the device, unless they are what `slot` holds already; good until something else is
+    /// sent to it.
+    fn to_device<T: bytemuck::NoUninit>(&self, slot: &mut FromHost, values: &[T]) -> Result<u64> {
+        let bytes: &[u8] = bytemuck::cast_slice(values);
+        if let Some(memory) = slot.memory.as_ref().filter(|_| slot.bytes == bytes) {
+            return Ok(memory.address());
+        }
+        slot.bytes.clear();
+        let memory = at_least(&self.gpu, &mut slot.memory, bytes.len())?;
         self.gpu.upload(values, memory, 0)?;
+        slot.bytes.extend_from_slice(bytes);
         Ok(memory.address())
     }
 

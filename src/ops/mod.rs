@@ -208,6 +208,11 @@ pub enum NoExperts {}
 
 /// The keys and values of one layer and one sequence. A clone shares blocks until one of the two changes them.
 pub trait Kv: Send + Clone {
+    /// Makes room for the positions `start..end`, which will be stored next; [`Ops::store`] would do it too.
+    fn reserve(&mut self, start: usize, end: usize) -> Result<()> {
+        let _ = (start, end);
+        Ok(())
+    }
     /// Forgets every position from `len` on. `false` if positions before it that would still be
     /// seen are gone, because a window has moved on; nothing is changed then.
     fn truncate(&mut self, len: usize) -> bool;
@@ -230,6 +235,11 @@ pub trait Ops: Sized + Send + Sync + 'static {
     /// The experts of one layer that the device runs together; [`NoExperts`] where it runs each by itself.
     type Experts: Send + Sync;
 
+    /// Runs `operations`, all that is done for the `n` tokens of a step. A device may start them together.
+    fn step(&self, n: usize, operations: impl FnOnce() -> Result<()>) -> Result<()> {
+        let _ = n;
+        operations()
+    }
     /// A buffer of `len` zeros.
     fn buffer(&self, len: usize) -> Result<Self::Buffer>;
     /// Number of elements that `buffer` has room for.
@@ -238,6 +248,17 @@ pub trait Ops: Sized + Send + Sync + 'static {
     fn write(&self, values: &[f32], buffer: &mut Self::Buffer) -> Result<()>;
     /// Copies `out.len()` elements from `start` on.
     fn read(&self, buffer: &Self::Buffer, start: usize, out: &mut [f32]) -> Result<()>;
+    /// The `k` largest of the first `len` elements with their places, largest first, equal ones by place, any NaN before
+    /// all. `None` where reading all of them costs less.
+    fn largest(
+        &self,
+        buffer: &Self::Buffer,
+        len: usize,
+        k: usize,
+    ) -> Result<Option<Vec<(u32, f32)>>> {
+        let _ = (buffer, len, k);
+        Ok(None)
+    }
     /// Takes a matrix `[rows, cols]` of the checkpoint into the device's memory, in `format`.
     fn weight(&self, tensor: &TensorData, format: Format) -> Result<Self::Weight>;
     /// The same for a matrix of which only rows are looked up ([`Ops::embed`]), in the format in which it is stored.

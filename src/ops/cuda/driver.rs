@@ -1,18 +1,23 @@
 //! The NVIDIA driver, opened at run time: contexts, memory, launches. The only file that calls it.
 //!
 //! All work of a device goes through one stream, so it runs in the order in which it was asked for. Memory that is
-//! given back is kept for the next request of the same size: the stream's order makes that safe.
+//! given back is kept for the next request of the same size: the stream's order makes that safe. Launches may wait to
+//! enter the stream together ([`launch`]); every other work lets them in first.
 #![expect(unsafe_code, reason = "the driver is a C library")]
 
+mod graph;
+mod launch;
+
 use std::collections::HashMap;
-use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ptr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cudarc::driver::sys::{self as cu, CUdevice_attribute_enum as Attribute, CUresult};
-use tramontane_kernels::cuda::{self as kernels, Launch};
+use tramontane_kernels::cuda as kernels;
 
 use crate::error::{Error, ErrorKind, Result};
+use launch::{Function, Queue};
 
 /// A device that the driver lists.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
@@ -90,18 +95,21 @@ pub fn devices() -> Result<(i32, Vec<DeviceInfo>)> {
 
 /// Refuses a driver that lacks a function: calling it would panic.
 fn check_functions() -> Result<()> {
-    for name in FUNCTIONS {
-        // SAFETY: the library is there; the address is not called, only looked up.
-        if unsafe { cu::culib().get::<*const c_void>(name.as_bytes()) }.is_err() {
-            return Err(Error::new(
-                ErrorKind::Device,
-                format!(
-                    "the NVIDIA driver has no function `{name}`, expected one of CUDA 11.4 or later"
-                ),
-            ));
-        }
+    match FUNCTIONS.iter().find(|name| !has_function(name)) {
+        None => Ok(()),
+        Some(name) => Err(Error::new(
+            ErrorKind::Device,
+            format!(
+                "the NVIDIA driver has no function `{name}`, expected one of CUDA 11.4 or later"
+            ),
+        )),
     }
-    Ok(())
+}
+
+/// Whether the driver's library has a function of this name.
+fn has_function(name: &str) -> bool {
+    // SAFETY: the library is there; the address is not called, only looked up.
+    unsafe { cu::culib().get::<*const c_void>(name.as_bytes()) }.is_ok()
 }
 
 fn describe(number: c_int) -> Result<DeviceInfo> {
@@ -136,16 +144,11 @@ pub(super) struct Gpu {
     context: cu::CUcontext,
     stream: cu::CUstream,
     functions: Mutex<HashMap<&'static str, Function>>,
+    queue: Mutex<Queue>,
     /// Memory that was given back, by size.
     free: Mutex<HashMap<usize, Vec<u64>>>,
     /// Host memory that the device writes to directly.
     pinned: Mutex<Pinned>,
-}
-
-#[derive(Clone, Copy)]
-struct Function {
-    module: cu::CUmodule,
-    function: cu::CUfunction,
 }
 
 struct Pinned {
@@ -206,6 +209,7 @@ impl Gpu {
             context: ptr::null_mut(),
             stream: ptr::null_mut(),
             functions: Mutex::default(),
+            queue: Mutex::new(Queue::new()),
             free: Mutex::default(),
             pinned: Mutex::new(Pinned { at: ptr::null_mut(), len: 0 }),
         };
@@ -287,7 +291,7 @@ impl Gpu {
 
     /// Waits until all work is done.
     pub(super) fn wait(&self) -> Result<()> {
-        self.bind()?;
+        self.flush()?;
         // SAFETY: the stream is alive as long as `self`.
         check(unsafe { cu::cuStreamSynchronize(self.stream) }, "computing")
     }
@@ -304,7 +308,7 @@ impl Gpu {
         if bytes.is_empty() {
             return Ok(());
         }
-        self.bind()?;
+        self.flush()?;
         let to = to.address + offset as u64;
         // SAFETY: both ranges are valid; from pageable memory the call returns once the bytes have been taken.
         let copy = unsafe {
@@ -313,14 +317,20 @@ impl Gpu {
         check(copy, "copying to the device")
     }
 
-    /// Copies `out.len()` floats from `from`, `offset` bytes from its start, once all work before is done.
-    pub(super) fn download(&self, from: &Memory, offset: usize, out: &mut [f32]) -> Result<()> {
-        let len = size_of_val(out);
+    /// Copies `out.len()` numbers from `from`, `offset` bytes from its start, once all work before is done.
+    pub(super) fn download<T: bytemuck::Pod>(
+        &self,
+        from: &Memory,
+        offset: usize,
+        out: &mut [T],
+    ) -> Result<()> {
+        let out: &mut [u8] = bytemuck::cast_slice_mut(out);
+        let len = out.len();
         assert!(offset + len <= from.bytes, "download past the end of a buffer");
         if len == 0 {
             return Ok(());
         }
-        self.bind()?;
+        self.flush()?;
         let mut pinned = lock(&self.pinned);
         self.pin(&mut pinned, len)?;
         let from = from.address + offset as u64;
@@ -332,7 +342,7 @@ impl Gpu {
                 "copying from the device",
             )?;
             check(cu::cuStreamSynchronize(self.stream), "computing")?;
-            ptr::copy_nonoverlapping(pinned.at.cast::<u8>(), out.as_mut_ptr().cast::<u8>(), len);
+            ptr::copy_nonoverlapping(pinned.at.cast::<u8>(), out.as_mut_ptr(), len);
         }
         Ok(())
     }
@@ -357,7 +367,7 @@ impl Gpu {
     /// Copies all of `from` to `to`.
     pub(super) fn copy(&self, from: &Memory, to: &Memory) -> Result<()> {
         assert_eq!(from.bytes, to.bytes, "copy between buffers of different sizes");
-        self.bind()?;
+        self.flush()?;
         // SAFETY: both ranges are valid.
         let copy =
             unsafe { cu::cuMemcpyDtoDAsync_v2(to.address, from.address, to.bytes, self.stream) };
@@ -366,84 +376,20 @@ impl Gpu {
 
     /// Fills `to` with zeros.
     pub(super) fn clear(&self, to: &Memory) -> Result<()> {
-        self.bind()?;
+        self.flush()?;
         // SAFETY: the range is valid.
         check(
             unsafe { cu::cuMemsetD8Async(to.address, 0, to.bytes, self.stream) },
             "clearing memory",
         )
     }
-
-    /// Starts a kernel. Its addresses must be those of live memory of this device, of the sizes that the function that
-    /// made the launch asks for.
-    pub(super) fn launch(&self, launch: &Launch) -> Result<()> {
-        self.bind()?;
-        let function = self.function(launch.kernel)?.function;
-        let bytes = launch.args.bytes();
-        let mut params: Vec<*mut c_void> =
-            launch.args.offsets().map(|at| bytes[at..].as_ptr().cast_mut().cast()).collect();
-        let [x, y, z] = launch.grid;
-        // SAFETY: the parameters have the types of the kernel (a test compares their layouts); the driver reads
-        // them before it returns and does not write them.
-        let result = unsafe {
-            let (nothing, params) = (ptr::null_mut(), params.as_mut_ptr());
-            cu::cuLaunchKernel(
-                function,
-                x,
-                y,
-                z,
-                launch.block,
-                1,
-                1,
-                launch.shared,
-                self.stream,
-                params,
-                nothing,
-            )
-        };
-        check(result, launch.kernel)
-    }
-
-    /// A kernel, compiled by the driver when it is first used.
-    fn function(&self, kernel: &'static str) -> Result<Function> {
-        let mut functions = lock(&self.functions);
-        if let Some(function) = functions.get(kernel) {
-            return Ok(*function);
-        }
-        let text = kernels::ptx(kernel).and_then(|text| CString::new(text).ok());
-        let (Some(text), Ok(name)) = (text, CString::new(kernel)) else {
-            return Err(Error::new(ErrorKind::Device, format!("there is no kernel `{kernel}`")));
-        };
-        let mut f = Function { module: ptr::null_mut(), function: ptr::null_mut() };
-        // SAFETY: both texts end with a zero byte; the pointers are valid for one handle each.
-        unsafe {
-            check(cu::cuModuleLoadData(&mut f.module, text.as_ptr().cast()), kernel)?;
-            check(cu::cuModuleGetFunction(&mut f.function, f.module, name.as_ptr()), kernel)?;
-            let shared =
-                cu::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-            if kernels::max_shared(kernel) > DEFAULT_SHARED {
-                check(
-                    cu::cuFuncSetAttribute(
-                        f.function,
-                        shared,
-                        kernels::max_shared(kernel) as c_int,
-                    ),
-                    kernel,
-                )?;
-            }
-        }
-        functions.insert(kernel, f);
-        Ok(f)
-    }
 }
-
-/// Dynamic shared memory that a kernel may have without asking, bytes.
-const DEFAULT_SHARED: u32 = 48 * 1024;
 
 impl Drop for Gpu {
     fn drop(&mut self) {
         // Errors cannot be told any more; the driver frees what is left when the process ends.
         let _ = self.release();
+        lock(&self.queue).forget();
         let pinned = lock(&self.pinned);
         // SAFETY: all handles are alive and nobody uses them any more.
         unsafe {

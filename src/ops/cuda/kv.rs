@@ -113,6 +113,11 @@ impl CudaKv {
 }
 
 impl Kv for CudaKv {
+    fn reserve(&mut self, start: usize, end: usize) -> Result<()> {
+        self.prepare(start, end)?;
+        self.table().map(|_| ())
+    }
+
     fn truncate(&mut self, len: usize) -> bool {
         let kept = len.div_ceil(PAGE).min(self.pages.len());
         let first = (self.first_seen(len) / PAGE).min(kept);

@@ -3,9 +3,11 @@
 //! Shapes come from the graph, which took them from checked tensors; an assertion at each launch keeps a mistake of
 //! ours from becoming an access past the end of a buffer.
 
+use std::sync::PoisonError;
+
 use tramontane_kernels::cpu::elementwise as element;
 use tramontane_kernels::cuda::{
-    self as kernels, AttendArgs, Element, Launch, Matmul, PackedMatmul,
+    self as kernels, AttendArgs, Element, Launch, MAX_TOP, Matmul, PackedMatmul,
 };
 use tramontane_models::spec::{self, Activation, Mixer, RopeStyle};
 
@@ -28,6 +30,12 @@ impl Ops for Cuda {
     type State = CudaState;
     type Experts = CudaExperts;
 
+    fn step(&self, n: usize, operations: impl FnOnce() -> Result<()>) -> Result<()> {
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        // The kernels of a prompt take longer than their launches.
+        if n == 1 { self.gpu.collect(operations) } else { operations() }
+    }
+
     fn buffer(&self, len: usize) -> Result<CudaBuffer> {
         let memory = self.gpu.alloc(4 * len)?;
         self.gpu.clear(&memory)?;
@@ -44,6 +52,28 @@ impl Ops for Cuda {
 
     fn read(&self, buffer: &CudaBuffer, start: usize, out: &mut [f32]) -> Result<()> {
         self.gpu.download(&buffer.memory, 4 * start, out)
+    }
+
+    fn largest(
+        &self,
+        buffer: &CudaBuffer,
+        len: usize,
+        k: usize,
+    ) -> Result<Option<Vec<(u32, f32)>>> {
+        assert!(len <= buffer.len, "largest past the end of a buffer");
+        if k == 0 || k > len.min(MAX_TOP) {
+            return Ok(None);
+        }
+        let mut scratch = self.scratch();
+        let half = kernels::top_bytes(len, k);
+        let memory = at_least(&self.gpu, &mut scratch.largest, 2 * half)?;
+        let halves = [memory.address(), memory.address() + half as u64];
+        let (launches, side) = kernels::top(buffer.at(), len, k, halves);
+        launches.iter().try_for_each(|launch| self.gpu.launch(launch))?;
+        let mut found = vec![0u32; 2 * k];
+        self.gpu.download(memory, side * half, &mut found)?;
+        let (values, places) = found.split_at(k);
+        Ok(Some(places.iter().copied().zip(values.iter().map(|v| f32::from_bits(*v))).collect()))
     }
 
     fn weight(&self, tensor: &TensorData, format: Format) -> Result<CudaWeight> {
@@ -74,7 +104,7 @@ impl Ops for Cuda {
         assert!(ids.len() * table.cols <= x.len, "embed past the end of a buffer");
         assert!(ids.iter().all(|&id| (id as usize) < table.rows), "an id outside the vocabulary");
         let mut scratch = self.scratch();
-        let at = self.to_device(&mut scratch, 0, ids)?;
+        let at = self.to_device(&mut scratch.ids, ids)?;
         let (from, n, width) = (table.memory.address(), ids.len(), table.cols);
         self.gpu.launch(&match table.layout {
             Layout::Dense(element) => kernels::embed(element, from, at, x.at(), n, width),
@@ -168,7 +198,7 @@ impl Ops for Cuda {
     fn scale_rows(&self, factors: &[f32], width: usize, x: &mut CudaBuffer) -> Result<()> {
         assert!(factors.len() * width <= x.len, "scale_rows past the end of a buffer");
         let mut scratch = self.scratch();
-        let at = self.to_device(&mut scratch, 0, factors)?;
+        let at = self.to_device(&mut scratch.factors, factors)?;
         self.gpu.launch(&kernels::scale_rows(at, x.at(), width, factors.len()))
     }
 
@@ -314,7 +344,7 @@ impl Ops for Cuda {
         );
         assert!(rows.len() * width <= out.len, "gather past the end of a buffer");
         let mut scratch = self.scratch();
-        let at = self.to_device(&mut scratch, 0, &numbers(rows))?;
+        let at = self.to_device(&mut scratch.rows, &numbers(rows))?;
         self.gpu.launch(&kernels::gather(x.at(), at, out.at(), width, rows.len()))
     }
 
@@ -332,8 +362,8 @@ impl Ops for Cuda {
         );
         assert!(rows.len() * width <= y.len, "scatter_add past the end of a buffer");
         let mut scratch = self.scratch();
-        let indices = self.to_device(&mut scratch, 0, &numbers(rows))?;
-        let factors = self.to_device(&mut scratch, 1, factors)?;
+        let indices = self.to_device(&mut scratch.rows, &numbers(rows))?;
+        let factors = self.to_device(&mut scratch.factors, factors)?;
         self.gpu.launch(&kernels::scatter_add(y.at(), indices, factors, x.at(), width, rows.len()))
     }
 }

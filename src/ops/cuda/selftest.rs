@@ -111,6 +111,7 @@ fn results<D: Ops>(d: &D, plan: Plan) -> Result<Results> {
     let mut all = Vec::new();
     products(d, plan, &mut all)?;
     rows(d, &mut all)?;
+    largest(d, &mut all)?;
     for n in [1, 12] {
         attention(d, plan, n, &mut all)?;
     }
@@ -135,6 +136,23 @@ fn products<D: Ops>(d: &D, plan: Plan, all: &mut Results) -> Result<()> {
         d.embed(&table, &[1, 38, 1], &mut x)?;
         all.push(("embed", download(d, &x)?));
     }
+    Ok(())
+}
+
+/// The largest of many values, more than one block of threads looks at, and their places.
+fn largest<D: Ops>(d: &D, all: &mut Results) -> Result<()> {
+    let (n, k) = (3000, 40);
+    let values = values(n, 9);
+    let found = match d.largest(&upload(d, &values)?, n, k)? {
+        Some(found) => found,
+        None => {
+            let mut sorted: Vec<(u32, f32)> = (0..).zip(values).collect();
+            sorted.sort_by(|a, b| b.1.total_cmp(&a.1));
+            sorted.truncate(k);
+            sorted
+        }
+    };
+    all.push(("largest", found.into_iter().flat_map(|(i, value)| [i as f32, value]).collect()));
     Ok(())
 }
 

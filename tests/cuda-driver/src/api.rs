@@ -8,23 +8,35 @@
 
 #![expect(clippy::missing_safety_doc, reason = "the contracts are those of the driver API")]
 
+/// Declares functions of the driver API.
+macro_rules! api {
+    ($($(#[$doc:meta])* fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $body:block)+) => {
+        $($(#[$doc])*
+        #[unsafe(no_mangle)]
+        pub unsafe extern "C" fn $name($($arg: $ty),*) -> CuResult $body)+
+    };
+}
+
 mod codes;
+pub mod graph;
+pub mod kernels;
 
 use std::cell::Cell;
 use std::collections::HashMap;
-use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
+use std::ffi::{c_char, c_int, c_uint, c_void};
 use std::io::Write as _;
+use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 
-use crate::decode::Kernel;
-use crate::device::{Device, LaunchError, MAX_SHARED, Shape, load_module};
+use crate::device::{Device, MAX_SHARED};
 use crate::settings::Settings;
 use codes::{
-    ILLEGAL_ADDRESS, INVALID_CONTEXT, INVALID_DEVICE, INVALID_HANDLE, INVALID_PTX, INVALID_VALUE,
-    LAUNCH_FAILED, NO_DEVICE, NOT_FOUND, OUT_OF_MEMORY, OUT_OF_RESOURCES, SUCCESS, error_text,
-    of_fault,
+    ILLEGAL_ADDRESS, INVALID_CONTEXT, INVALID_DEVICE, INVALID_VALUE, NO_DEVICE, OUT_OF_MEMORY,
+    SUCCESS, error_text,
 };
+use graph::Graphs;
+use kernels::{FREE_SHARED, Function};
 
 /// Result code of a driver call.
 pub type CuResult = c_int;
@@ -44,17 +56,17 @@ struct State {
     broken: CuResult,
     modules: HashMap<usize, Vec<Arc<Function>>>,
     functions: HashMap<usize, Arc<Function>>,
+    graphs: Graphs,
     next: usize,
 }
 
-struct Function {
-    kernel: Kernel,
-    /// Dynamic shared memory that `cuFuncSetAttribute` allowed, bytes.
-    shared: AtomicUsize,
+impl State {
+    /// A handle that nobody has.
+    fn handle(&mut self) -> usize {
+        self.next += 1;
+        self.next
+    }
 }
-
-/// Dynamic shared memory that needs no permission, bytes.
-const FREE_SHARED: usize = 48 * 1024;
 
 static MACHINE: LazyLock<Machine> = LazyLock::new(|| {
     let settings = Settings::from_environment();
@@ -64,7 +76,7 @@ static MACHINE: LazyLock<Machine> = LazyLock::new(|| {
         devices,
         allocations: AtomicUsize::new(0),
         launches: AtomicUsize::new(0),
-        state: Mutex::new(State { next: 1, ..State::default() }),
+        state: Mutex::default(),
     }
 });
 
@@ -80,11 +92,13 @@ impl Machine {
 
     /// Writes a line to the log that the settings name.
     fn log(&self, line: &str) {
-        if let Some(path) = &self.settings.log
-            && let Ok(mut file) = std::fs::OpenOptions::new().create(true).append(true).open(path)
-        {
-            // A log that cannot be written must not change what the device does.
-            let _ = writeln!(file, "{line}");
+        append(self.settings.log.as_deref(), line);
+    }
+
+    /// Writes a line about a call to the trace that the settings name.
+    fn trace(&self, line: impl FnOnce() -> String) {
+        if self.settings.trace.is_some() {
+            append(self.settings.trace.as_deref(), &line());
         }
     }
 
@@ -95,6 +109,15 @@ impl Machine {
             state.broken = code;
         }
         code
+    }
+}
+
+fn append(path: Option<&Path>, line: &str) {
+    if let Some(path) = path
+        && let Ok(mut file) = std::fs::OpenOptions::new().create(true).append(true).open(path)
+    {
+        // A log that cannot be written must not change what the device does.
+        let _ = writeln!(file, "{line}");
     }
 }
 
@@ -123,15 +146,6 @@ unsafe fn give<T>(out: *mut T, value: T) -> CuResult {
     // SAFETY: not null, and the caller promised the rest.
     unsafe { out.write(value) };
     SUCCESS
-}
-
-/// Declares functions of the driver API.
-macro_rules! api {
-    ($($(#[$doc:meta])* fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $body:block)+) => {
-        $($(#[$doc])*
-        #[unsafe(no_mangle)]
-        pub unsafe extern "C" fn $name($($arg: $ty),*) -> CuResult $body)+
-    };
 }
 
 api! {
@@ -250,30 +264,35 @@ api! {
 
     /// Copies from the host.
     fn cuMemcpyHtoD_v2(to: u64, from: *const c_void, bytes: usize) {
+        MACHINE.trace(|| format!("write {bytes}"));
         // SAFETY: the caller promises `bytes` readable bytes at `from`.
         code(unsafe { copy_in(to, from, bytes) })
     }
 
     /// Copies from the host, in the order of a stream.
     fn cuMemcpyHtoDAsync_v2(to: u64, from: *const c_void, bytes: usize, _stream: *mut c_void) {
+        MACHINE.trace(|| format!("write {bytes}"));
         // SAFETY: the caller promises `bytes` readable bytes at `from`.
         code(unsafe { copy_in(to, from, bytes) })
     }
 
     /// Copies to the host.
     fn cuMemcpyDtoH_v2(to: *mut c_void, from: u64, bytes: usize) {
+        MACHINE.trace(|| format!("read {bytes}"));
         // SAFETY: the caller promises `bytes` writable bytes at `to`.
         code(unsafe { copy_out(to, from, bytes) })
     }
 
     /// Copies to the host, in the order of a stream.
     fn cuMemcpyDtoHAsync_v2(to: *mut c_void, from: u64, bytes: usize, _stream: *mut c_void) {
+        MACHINE.trace(|| format!("read {bytes}"));
         // SAFETY: the caller promises `bytes` writable bytes at `to`.
         code(unsafe { copy_out(to, from, bytes) })
     }
 
     /// Copies on the device, in the order of a stream.
     fn cuMemcpyDtoDAsync_v2(to: u64, from: u64, bytes: usize, _stream: *mut c_void) {
+        MACHINE.trace(|| format!("copy {bytes}"));
         let mut data = vec![0u8; bytes];
         // SAFETY: `data` has `bytes` bytes, and is read after it was filled.
         code(unsafe { copy_out(data.as_mut_ptr().cast(), from, bytes).and_then(|()| copy_in(to, data.as_ptr().cast(), bytes)) })
@@ -281,6 +300,7 @@ api! {
 
     /// Fills with a byte, in the order of a stream.
     fn cuMemsetD8Async(to: u64, value: u8, bytes: usize, _stream: *mut c_void) {
+        MACHINE.trace(|| format!("clear {bytes}"));
         // SAFETY: the vector has `bytes` bytes.
         code(unsafe { copy_in(to, vec![value; bytes].as_ptr().cast(), bytes) })
     }
@@ -320,70 +340,6 @@ api! {
 
     /// Ends a stream.
     fn cuStreamDestroy_v2(_stream: *mut c_void) { SUCCESS }
-
-    /// Loads a module from PTX text that ends with a zero byte.
-    fn cuModuleLoadData(module: *mut *mut c_void, image: *const c_void) {
-        if image.is_null() {
-            return INVALID_VALUE;
-        }
-        // SAFETY: the caller promises a text that ends with a zero byte.
-        let text = unsafe { CStr::from_ptr(image.cast()) };
-        match load(&text.to_string_lossy()) {
-            // SAFETY: the caller's pointer, as the driver API asks.
-            Ok(handle) => unsafe { give(module, handle as *mut c_void) },
-            Err(e) => e,
-        }
-    }
-
-    /// Unloads a module.
-    fn cuModuleUnload(module: *mut c_void) {
-        if MACHINE.state().modules.remove(&(module as usize)).is_some() { SUCCESS } else { INVALID_HANDLE }
-    }
-
-    /// A kernel of a module, by name.
-    fn cuModuleGetFunction(out: *mut *mut c_void, module: *mut c_void, name: *const c_char) {
-        if name.is_null() {
-            return INVALID_VALUE;
-        }
-        // SAFETY: the caller promises a text that ends with a zero byte.
-        let name = unsafe { CStr::from_ptr(name) }.to_string_lossy();
-        let mut state = MACHINE.state();
-        let Some(functions) = state.modules.get(&(module as usize)) else { return INVALID_HANDLE };
-        let Some(found) = functions.iter().find(|f| f.kernel.name == name).cloned() else { return NOT_FOUND };
-        let handle = state.next;
-        state.next += 1;
-        state.functions.insert(handle, found);
-        // SAFETY: the caller's pointer, as the driver API asks.
-        unsafe { give(out, handle as *mut c_void) }
-    }
-
-    /// Allows a kernel more dynamic shared memory (attribute 8).
-    fn cuFuncSetAttribute(function: *mut c_void, attribute: c_uint, value: c_int) {
-        let state = MACHINE.state();
-        let Some(f) = state.functions.get(&(function as usize)) else { return INVALID_HANDLE };
-        if attribute != 8 || value < 0 || value as u32 + f.kernel.shared_bytes > MAX_SHARED {
-            return INVALID_VALUE;
-        }
-        f.shared.store(value as usize, Ordering::Relaxed);
-        SUCCESS
-    }
-
-    /// Launches a kernel.
-    fn cuLaunchKernel(
-        function: *mut c_void, gx: c_uint, gy: c_uint, gz: c_uint, bx: c_uint, by: c_uint, bz: c_uint,
-        shared: c_uint, _stream: *mut c_void, params: *mut *mut c_void, _extra: *mut *mut c_void,
-    ) {
-        let Some(f) = MACHINE.state().functions.get(&(function as usize)).cloned() else { return INVALID_HANDLE };
-        let mut buffer = vec![0u8; f.kernel.params.last().map_or(0, |p| p.offset + p.size)];
-        for (i, p) in f.kernel.params.iter().enumerate() {
-            // SAFETY: the caller passes one pointer for each parameter, to a value of its size.
-            unsafe {
-                let from = (*params.add(i)).cast::<u8>();
-                std::ptr::copy_nonoverlapping(from, buffer.as_mut_ptr().add(p.offset), p.size);
-            }
-        }
-        launch(&f, Shape { grid: [gx, gy, gz], block: [bx, by, bz], shared }, &buffer)
-    }
 
     /// Name of a result code.
     fn cuGetErrorName(error: CuResult, out: *mut *const c_char) {
@@ -447,54 +403,4 @@ unsafe fn copy_out(to: *mut c_void, from: u64, bytes: usize) -> Result<(), CuRes
         return Err(MACHINE.break_with(ILLEGAL_ADDRESS, &line));
     }
     Ok(())
-}
-
-fn load(text: &str) -> Result<usize, CuResult> {
-    device()?;
-    let kernels = load_module(text).map_err(|e| {
-        MACHINE.log(&format!("PTX {e}"));
-        INVALID_PTX
-    })?;
-    let functions =
-        kernels.into_iter().map(|kernel| Arc::new(Function { kernel, shared: FREE_SHARED.into() }));
-    let mut state = MACHINE.state();
-    let handle = state.next;
-    state.next += 1;
-    state.modules.insert(handle, functions.collect());
-    Ok(handle)
-}
-
-fn launch(f: &Function, shape: Shape, params: &[u8]) -> CuResult {
-    let device = match device() {
-        Ok(d) => d,
-        Err(e) => return e,
-    };
-    let settings = &MACHINE.settings;
-    let count = MACHINE.launches.fetch_add(1, Ordering::Relaxed) + 1;
-    if settings.launch_fails == Some(count) {
-        return MACHINE
-            .break_with(LAUNCH_FAILED, &format!("launch {count} fails, as the settings ask"));
-    }
-    if settings.skip.as_deref() == Some(f.kernel.name.as_str()) {
-        return SUCCESS;
-    }
-    if shape.shared as usize > f.shared.load(Ordering::Relaxed) {
-        MACHINE.log(&format!(
-            "kernel {}: {} bytes of shared memory were not asked for",
-            f.kernel.name, shape.shared
-        ));
-        return INVALID_VALUE;
-    }
-    match device.launch(&f.kernel, shape, params) {
-        Ok(()) => SUCCESS,
-        Err(LaunchError::Invalid(what)) => {
-            MACHINE.log(&what);
-            OUT_OF_RESOURCES
-        }
-        Err(LaunchError::Fault(fault)) => {
-            MACHINE.break_with(of_fault(fault.kind), &fault.to_string());
-            // As on a device: the launch itself succeeds, the next call tells.
-            SUCCESS
-        }
-    }
 }

@@ -23,8 +23,12 @@ pub struct Settings {
     pub launch_fails: Option<usize>,
     /// `skip=KERNEL`: launches of this kernel do nothing, so its results are wrong.
     pub skip: Option<String>,
+    /// `graph_fails=FUNCTION`: this function of graphs, such as `cuGraphInstantiateWithFlags`, is not supported.
+    pub graph_fails: Option<String>,
     /// `log=FILE`: each mistake is added to this file as a line.
     pub log: Option<PathBuf>,
+    /// `trace=FILE`: each call that asks the device for work is added to this file as a line.
+    pub trace: Option<PathBuf>,
 }
 
 impl Settings {
@@ -46,7 +50,9 @@ impl Settings {
             alloc_ends: None,
             launch_fails: None,
             skip: None,
+            graph_fails: None,
             log: None,
+            trace: None,
         };
         for (key, value) in
             text.unwrap_or_default().split(',').filter_map(|pair| pair.split_once('='))
@@ -60,7 +66,9 @@ impl Settings {
                 "alloc_ends" => s.alloc_ends = value.parse().ok(),
                 "launch_fails" => s.launch_fails = value.parse().ok(),
                 "skip" => s.skip = Some(value.to_owned()),
+                "graph_fails" => s.graph_fails = Some(value.to_owned()),
                 "log" => s.log = Some(value.into()),
+                "trace" => s.trace = Some(value.into()),
                 _ => {}
             }
         }

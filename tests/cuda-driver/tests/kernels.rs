@@ -23,9 +23,7 @@ use tramontane_kernels::cases::{
     ATTENTION, AttentionCase, MATMUL, MatmulCase, Numbers, assert_close,
 };
 use tramontane_kernels::cpu::elementwise::{Activation, Rope, RopeStyle};
-use tramontane_kernels::cuda::{
-    self, CacheHeads, Cached, Element, Matmul, Norm, PAGE, Packed, TopScratch,
-};
+use tramontane_kernels::cuda::{self, CacheHeads, Cached, Element, Matmul, Norm, PAGE, Packed};
 use tramontane_kernels::reference;
 
 /// Largest difference, for the report that `--nocapture` shows.
@@ -394,20 +392,15 @@ fn the_largest_values_come_first() {
     for (n, k) in [(1, 1), (5, 5), (1000, 40), (1024, 256), (1025, 1), (5000, 50), (32000, 1)] {
         let mut values = Numbers::new(n as u64).normal(n);
         values[n / 2] = values[n - 1];
-        let room = 4 * cuda::top_len(n, k);
-        let scratch = TopScratch {
-            values: [gpu.empty(room), gpu.empty(room)],
-            indices: [gpu.empty(room), gpu.empty(room)],
-        };
-        let (launches, side) = cuda::top(gpu.floats(&values), n, k, &scratch);
+        let scratch = [(); 2].map(|()| gpu.empty(cuda::top_bytes(n, k)));
+        let (launches, side) = cuda::top(gpu.floats(&values), n, k, scratch);
         gpu.run(&launches);
         let mut order: Vec<usize> = (0..n).collect();
         order.sort_by(|&a, &b| values[b].total_cmp(&values[a]).then(a.cmp(&b)));
         let want: Vec<f32> = order[..k].iter().map(|&i| values[i]).collect();
-        assert_eq!(gpu.read(scratch.values[side], k), want, "{k} of {n}");
-        let indices: Vec<usize> =
-            gpu.read(scratch.indices[side], k).iter().map(|x| x.to_bits() as usize).collect();
-        assert_eq!(indices, order[..k], "{k} of {n}");
+        assert_eq!(gpu.read(scratch[side], k), want, "{k} of {n}");
+        let indices = gpu.numbers(scratch[side] + 4 * k as u64, k);
+        assert!(indices.iter().map(|i| *i as usize).eq(order[..k].iter().copied()), "{k} of {n}");
     }
     finished();
 }

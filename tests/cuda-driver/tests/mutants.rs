@@ -12,7 +12,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use attention::Setup;
 use common::Gpu;
 use tramontane_kernels::cases::{AttentionCase, MatmulCase, Numbers, assert_close};
-use tramontane_kernels::cuda::{self, Cached, Element, Matmul, Norm, Packed, TopScratch};
+use tramontane_kernels::cuda::{self, Cached, Element, Matmul, Norm, Packed};
 use tramontane_kernels::reference;
 
 /// A planted bug.
@@ -458,15 +458,12 @@ fn norm(gpu: &Gpu<'_>) {
 
 fn top(gpu: &Gpu<'_>) {
     let values = Numbers::new(1).normal(700);
-    let scratch = TopScratch {
-        values: [gpu.empty(40), gpu.empty(40)],
-        indices: [gpu.empty(40), gpu.empty(40)],
-    };
-    let (launches, side) = cuda::top(gpu.floats(&values), 700, 10, &scratch);
+    let scratch = [(); 2].map(|()| gpu.empty(cuda::top_bytes(700, 10)));
+    let (launches, side) = cuda::top(gpu.floats(&values), 700, 10, scratch);
     gpu.run(&launches);
     let mut sorted = values;
     sorted.sort_by(|a, b| b.total_cmp(a));
-    assert_close(&gpu.read(scratch.values[side], 10), &sorted[..10], 0.0, "top");
+    assert_close(&gpu.read(scratch[side], 10), &sorted[..10], 0.0, "top");
 }
 
 fn add(gpu: &Gpu<'_>) {

@@ -29,9 +29,9 @@ const GPUS: [(&str, f64, [&str; 3]); 3] = [
 ];
 
 /// What is assumed for the expected speed: the share of the bandwidth that products reach, and the seconds that a
-/// launch takes before and after its work.
+/// kernel of a graph takes before and after its work.
 const SHARE: f64 = 0.85;
-const LAUNCH: f64 = 2.5e-6;
+const LAUNCH: f64 = 1.5e-6;
 
 /// What one token costs.
 #[derive(Default)]
@@ -123,9 +123,10 @@ impl Token {
         let mut token = Self::default();
         token.run(&[cuda::embed(Element::Bf16, 0, 0, 0, 1, HIDDEN)], 6 * HIDDEN);
         (0..LAYERS).for_each(|_| token.layer(format));
-        token.run(&[cuda::gather(0, 0, 0, HIDDEN, 1)], 8 * HIDDEN);
         token.norm();
         token.product(if format == Format::Q4 { Format::Q8 } else { format }, VOCAB, HIDDEN);
+        // Greedy decoding: the best token, and one more to see whether it ties.
+        token.run(&cuda::top(0, VOCAB, 2, [0, 0]).0, 4 * VOCAB);
         token
     }
 }

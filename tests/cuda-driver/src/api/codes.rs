@@ -18,6 +18,7 @@ pub(super) const ILLEGAL_ADDRESS: CuResult = 700;
 pub(super) const OUT_OF_RESOURCES: CuResult = 701;
 pub(super) const MISALIGNED: CuResult = 716;
 pub(super) const LAUNCH_FAILED: CuResult = 719;
+pub(super) const NOT_SUPPORTED: CuResult = 801;
 
 pub(super) fn error_text(code: CuResult) -> (&'static CStr, &'static CStr) {
     match code {
@@ -36,6 +37,7 @@ pub(super) fn error_text(code: CuResult) -> (&'static CStr, &'static CStr) {
             (c"CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES", c"too many resources requested for launch")
         }
         MISALIGNED => (c"CUDA_ERROR_MISALIGNED_ADDRESS", c"misaligned address"),
+        NOT_SUPPORTED => (c"CUDA_ERROR_NOT_SUPPORTED", c"operation not supported"),
         LAUNCH_FAILED => (c"CUDA_ERROR_LAUNCH_FAILED", c"unspecified launch failure"),
         _ => (c"CUDA_ERROR_INVALID_VALUE", c"invalid argument"),
     }
