@@ -11,43 +11,97 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::nn::graph::CHUNK;
 use crate::ops::{Format, KvFormat, KvShape};
 
-/// Bytes that a model needs while it runs.
+/// Bytes of the program itself, its tokenizer and its threads, roughly.
+const PROGRAM: u64 = 24_000_000;
+
+/// Bytes that a model needs while it loads and runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Estimate {
     /// Weights.
     pub weights: u64,
+    /// Those of them that the CPU reads row by row where the file has them: an embedding that is not the head too.
+    pub looked_up: u64,
+    /// The largest tensor, as it is stored: it is in memory while it becomes a matrix.
+    pub loading: u64,
     /// Keys and values of a full context, and the states of recurrent layers.
     pub cache: u64,
     /// Activations of one chunk of the prompt.
     pub buffers: u64,
+    /// The program itself, its tokenizer and its threads.
+    pub program: u64,
+}
+
+/// What the tensors of a checkpoint take once they are loaded as they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stored {
+    /// All that are used.
+    pub bytes: u64,
+    /// The largest one that becomes a matrix.
+    pub largest: u64,
 }
 
 impl Estimate {
-    /// What `architecture` needs with weights in `format` (`stored_bytes` where that is [`Format::Auto`]) and a
+    /// What `architecture` needs with weights in `format` (those of `stored` where that is [`Format::Auto`]) and a
     /// cache in `kv` of `context` tokens.
     #[must_use]
     pub fn new(
         architecture: &Architecture,
-        stored_bytes: u64,
+        stored: Stored,
         format: Format,
         kv: KvFormat,
         context: usize,
     ) -> Self {
+        let n_parameters = architecture.n_parameters();
+        let table = (architecture.vocab * architecture.hidden) as u64;
+        let bytes = |bits: f64, n: u64| (bits / 8.0 * n as f64) as u64;
         let weights = match format.bits() {
-            None => stored_bytes,
-            Some(bits) => (bits / 8.0 * architecture.n_parameters() as f64) as u64,
+            None => stored.bytes,
+            Some(bits) => match Format::Q8.bits().filter(|_| format == Format::Q4) {
+                // Embedding and head stay in 8 bits.
+                Some(more) => {
+                    let tables = if architecture.head.tied { table } else { 2 * table };
+                    bytes(bits, n_parameters - tables) + bytes(more, tables)
+                }
+                None => bytes(bits, n_parameters),
+            },
+        };
+        let looked_up = match (architecture.head.tied, format, format.bits()) {
+            (true, _, _) => 0,
+            (false, Format::Q4, _) => bytes(8.5, table),
+            (false, _, Some(bits)) => bytes(bits, table),
+            (false, _, None) => (stored.bytes as f64 / n_parameters as f64 * table as f64) as u64,
         };
         Self {
             weights,
+            looked_up,
+            loading: stored.largest,
             cache: cache_bytes(architecture, kv, context),
             buffers: buffer_bytes(architecture),
+            program: PROGRAM,
         }
     }
 
-    /// The sum.
+    /// The most that is resident at once on the CPU, the program itself and pages of the mapped file included.
     #[must_use]
     pub fn total(&self) -> u64 {
-        self.weights + self.cache + self.buffers
+        self.lasting() + self.loading.max(self.cache + self.buffers)
+    }
+
+    /// What must be had: all but pages of the mapped file, which the system drops where memory is short.
+    #[must_use]
+    pub fn needed(&self) -> u64 {
+        self.lasting() + self.cache + self.buffers
+    }
+
+    fn lasting(&self) -> u64 {
+        self.program + self.weights - self.looked_up.min(self.weights)
+    }
+
+    /// What a GPU needs: all weights at once, nothing else while they come, and no program.
+    #[cfg(any(feature = "cuda", test))]
+    #[must_use]
+    pub(crate) fn on_gpu(self) -> Self {
+        Self { looked_up: 0, loading: 0, program: 0, ..self }
     }
 
     /// Refuses a model that needs more than this machine has left; `others` are the needs in other formats, for advice.
@@ -71,25 +125,25 @@ impl Estimate {
         let gb = |bytes: u64| bytes as f64 / 1e9;
         let what = format!(
             "the model needs {:.2} GB (weights {:.2}, cache {:.2}, buffers {:.2}), but {:.2} GB are free on {device}",
-            gb(self.total()),
-            gb(self.weights),
+            gb(self.needed()),
+            gb(self.weights - self.looked_up.min(self.weights)),
             gb(self.cache),
             gb(self.buffers),
             gb(have)
         );
         let hint = match others.iter().find(|(_, other)| other.fits(have)) {
             Some((format, other)) => {
-                format!("--format {format}, which needs {:.2} GB", gb(other.total()))
+                format!("--format {format}, which needs {:.2} GB", gb(other.needed()))
             }
             None => "a smaller context (--ctx-size), format (--format) or model".to_owned(),
         };
         Err(Error::new(ErrorKind::NoMemory, what).hint(hint))
     }
 
-    /// Whether this fits `have` bytes: at most 95 % of them.
+    /// Whether what must be had is at most 95 % of `have` bytes.
     #[must_use]
     pub fn fits(&self, have: u64) -> bool {
-        self.total() <= have / 100 * 95
+        self.needed() <= have / 100 * 95
     }
 }
 
@@ -204,6 +258,12 @@ fn cgroup() -> Option<u64> {
 mod tests {
     use super::*;
 
+    const NOTHING: Stored = Stored { bytes: 0, largest: 0 };
+
+    fn weighing(weights: u64) -> Estimate {
+        Estimate { weights, looked_up: 0, loading: 0, cache: 0, buffers: 0, program: 0 }
+    }
+
     fn tiny(window: &str) -> Architecture {
         let text = format!(
             r#"{{"architectures": ["MistralForCausalLM"], "vocab_size": 256, "hidden_size": 64, "intermediate_size": 80,
@@ -216,13 +276,13 @@ mod tests {
     #[test]
     fn a_cache_takes_two_rows_of_each_layer_per_token() {
         // 2 layers · (keys + values) · 2 heads · 16 elements · 2 bytes
-        let e = Estimate::new(&tiny("null"), 0, Format::Auto, KvFormat::F16, 1000);
+        let e = Estimate::new(&tiny("null"), NOTHING, Format::Auto, KvFormat::F16, 1000);
         assert_eq!(e.cache, 2 * 2 * 2 * 16 * 2 * 1000);
     }
 
     #[test]
     fn a_window_bounds_the_cache() {
-        let e = Estimate::new(&tiny("100"), 0, Format::Auto, KvFormat::F16, 1_000_000);
+        let e = Estimate::new(&tiny("100"), NOTHING, Format::Auto, KvFormat::F16, 1_000_000);
         assert_eq!(e.cache, 2 * 2 * 2 * 16 * 2 * (100 + CHUNK as u64));
     }
 
@@ -236,8 +296,26 @@ mod tests {
     }
 
     #[test]
+    fn embeddings_and_heads_count_as_they_are_kept() {
+        let estimate = |format| {
+            let stored = Stored { bytes: 4 * tiny("null").n_parameters(), largest: 10_000_000 };
+            Estimate::new(&tiny("null"), stored, format, KvFormat::F16, 10)
+        };
+        let (all, table) = (tiny("null").n_parameters(), 256 * 64);
+        let q4 = estimate(Format::Q4);
+        let body = (all - 2 * table) as f64;
+        assert_eq!(q4.weights, (body * 4.5 / 8.0) as u64 + 2 * table * 17 / 16);
+        assert_eq!(q4.looked_up, table * 17 / 16);
+        assert_eq!(estimate(Format::Auto).looked_up, 4 * table);
+        // Loading takes more here than running: the largest tensor as it is stored, beside the weights.
+        assert_eq!(q4.total(), PROGRAM + q4.weights - q4.looked_up + 10_000_000);
+        assert_eq!(q4.needed(), PROGRAM + q4.weights - q4.looked_up + q4.cache + q4.buffers);
+        assert_eq!(q4.on_gpu().total(), q4.weights + q4.cache + q4.buffers);
+    }
+
+    #[test]
     fn the_first_format_that_fits_is_named() {
-        let needs = |weights| Estimate { weights, cache: 0, buffers: 0 };
+        let needs = |weights| weighing(weights);
         let others = [
             (Format::F16, needs(5_000_000_000)),
             (Format::Q8, needs(3_000_000_000)),
@@ -255,7 +333,7 @@ mod tests {
 
     #[test]
     fn what_cannot_fit_is_refused_with_both_numbers() {
-        let e = Estimate { weights: 1 << 60, cache: 0, buffers: 0 };
+        let e = weighing(1 << 60);
         if available().is_some() {
             let error = e.check(&[]).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::NoMemory);

@@ -62,7 +62,8 @@ enum Found {
     Nothing(String),
 }
 
-/// Checks the model whose files are at hand, and tells each check as it is done; `name` is how reports call it.
+/// Checks the model whose files are at hand, and tells each check as it is done; `name` is how reports call it. Checks
+/// that read whole files tell the options' progress how far they are.
 ///
 /// Whatever is wrong with the model is a failed check, not an error.
 ///
@@ -84,8 +85,13 @@ pub fn verify(
         tell(&check);
         checks.push(check);
     };
-    add(Check::new("files", steps::files(files)));
-    add(Check::new("weights", steps::weights(files)));
+    let mut progress = |done, total| {
+        if let Some(progress) = &options.progress {
+            progress.loaded(done, total);
+        }
+    };
+    add(Check::new("files", steps::files(files, &mut progress)));
+    add(Check::new("weights", steps::weights(files, &mut progress)));
     let plan = Plan::from_files(name, files);
     add(Check::new("config", plan.as_ref().map(steps::config).map_err(Error::restated)));
     let Ok(plan) = plan else {

@@ -54,7 +54,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: Args) -> Result<ExitCode> {
-    let bar = Arc::new(LoadBar::new(!args.quiet));
+    let bar = Arc::new(LoadBar::of("packing", !args.quiet));
     let mut hub = HubOptions::from_env();
     hub.offline |= args.offline;
     let format = args.format.format();

@@ -1,7 +1,7 @@
 //! What the program says on stderr, beside the result.
 
 use std::io::{IsTerminal as _, Write as _};
-use std::sync::OnceLock;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -78,32 +78,50 @@ pub(super) fn speed(s: &Summary) -> String {
     )
 }
 
-/// A progress bar for loading that only appears when loading takes over a second, after that of the download
-/// where there is one.
+/// A progress bar for bytes that are read, which only appears when that takes over a second, after that of the
+/// download where there is one.
 pub(super) struct LoadBar {
     download: DownloadBar,
     show: bool,
+    what: &'static str,
+    state: Mutex<LoadState>,
+}
+
+/// When it began, and what is drawn.
+struct LoadState {
     start: Instant,
-    bar: OnceLock<ProgressBar>,
+    bar: Option<ProgressBar>,
 }
 
 impl LoadBar {
     /// A bar that is drawn on a terminal, if `show`.
     pub(super) fn new(show: bool) -> Self {
+        Self::of("loading", show)
+    }
+
+    /// A bar for `what` is done, drawn on a terminal if `show`.
+    pub(super) fn of(what: &'static str, show: bool) -> Self {
         Self {
             download: DownloadBar::new(show, CancelToken::default()),
             show: show && is_fancy(),
-            start: Instant::now(),
-            bar: OnceLock::new(),
+            what,
+            state: Mutex::new(LoadState { start: Instant::now(), bar: None }),
         }
     }
 
-    /// Removes the bar.
+    /// Removes the bar; the next thing that is told of begins a new one.
     pub(super) fn done(&self) {
         self.download.done();
-        if let Some(bar) = self.bar.get() {
+        let mut state = self.state();
+        if let Some(bar) = state.bar.take() {
             bar.finish_and_clear();
         }
+        state.start = Instant::now();
+    }
+
+    fn state(&self) -> MutexGuard<'_, LoadState> {
+        // A panic elsewhere does not make a progress bar unusable.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -116,16 +134,16 @@ impl hub::Progress for LoadBar {
 impl LoadProgress for LoadBar {
     fn loaded(&self, done: u64, total: u64) {
         self.download.done();
-        if !self.show || self.start.elapsed() < Duration::from_secs(1) {
+        let mut state = self.state();
+        if !self.show || state.start.elapsed() < Duration::from_secs(1) {
             return;
         }
-        let bar = self.bar.get_or_init(|| {
+        let bar = state.bar.get_or_insert_with(|| {
             let style = ProgressStyle::with_template(
-                "loading [{bar:40}] {bytes}/{total_bytes} {bytes_per_sec}",
+                "{msg} [{bar:40}] {bytes}/{total_bytes} {bytes_per_sec}",
             );
-            ProgressBar::new(total).with_style(
-                style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> "),
-            )
+            let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
+            ProgressBar::new(total).with_style(style.progress_chars("=> ")).with_message(self.what)
         });
         bar.set_position(done);
     }

@@ -1,6 +1,7 @@
 //! `verify`: whether a model on disk is whole and works.
 
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use serde_json::json;
 use tramontane::error::{Result, printable};
@@ -9,6 +10,7 @@ use tramontane::{ErrorKind, Model};
 
 use super::args::ModelArgs;
 use super::generate::print;
+use super::talk::LoadBar;
 
 /// Check a model on disk: hashes, weights, configuration, tokenizer, template, numbers
 ///
@@ -27,11 +29,13 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: Args) -> Result<ExitCode> {
-    let mut options = args.model.silent_options();
+    let bar = Arc::new(LoadBar::of("checking", !args.model.quiet));
+    let mut options = args.model.options(&bar);
     options.hub.offline = true;
     let (name, files) = Model::find(args.model.model.as_deref().unwrap_or(""), &options)?;
     let mut closed = Ok(());
     let checks = verify(&name, &files, &options, &mut |check| {
+        bar.done();
         if !args.json && closed.is_ok() {
             closed = print(&line(check));
         }

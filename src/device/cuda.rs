@@ -16,9 +16,10 @@ use crate::ops::{Cuda, KvFormat, cuda};
 fn find(request: &Request, number: Option<usize>) -> Result<Cuda> {
     let device = Cuda::new(number)?;
     device.check_supported(&request.architecture)?;
-    let mut estimate = request.estimate;
+    let mut estimate = request.estimate.on_gpu();
     estimate.buffers += Cuda::scratch_bytes(&request.architecture, CHUNK);
-    estimate.check_room(&device.name(), device.room()?, &request.estimates)?;
+    let others: Vec<_> = request.estimates.iter().map(|(f, other)| (*f, other.on_gpu())).collect();
+    estimate.check_room(&device.name(), device.room()?, &others)?;
     Ok(device)
 }
 

@@ -24,17 +24,28 @@ pub struct CheckedFile {
     pub right: Option<bool>,
 }
 
-/// Reads all files of the model in `folder`, and compares them with their hashes where those are known.
+/// Reads all files of the model in `folder`, and compares them with their hashes where those are known. `progress` is
+/// told how many bytes of how many have been read.
 ///
 /// # Errors
 ///
 /// If a file cannot be read.
-pub fn check_files(folder: &Path) -> Result<Vec<CheckedFile>> {
-    let mut checked = Vec::new();
-    for (name, size, digits) in cache::files(folder) {
-        let expected = digits.as_deref().and_then(Hash::parse);
+pub fn check_files(folder: &Path, progress: &mut dyn FnMut(u64, u64)) -> Result<Vec<CheckedFile>> {
+    let (mut checked, mut done) = (Vec::new(), 0);
+    let files: Vec<_> = cache::files(folder)
+        .into_iter()
+        .map(|(name, size, digits)| (name, size, digits.as_deref().and_then(Hash::parse)))
+        .collect();
+    let to_read = files.iter().filter(|(_, _, hash)| hash.is_some()).map(|(_, size, _)| size).sum();
+    let mut read = |n: usize| {
+        done += n as u64;
+        progress(done, to_read);
+    };
+    for (name, size, expected) in files {
         let right = match expected {
-            Some(expected) => Some(hash_of(&folder.join(&name), &expected, size)? == expected),
+            Some(expected) => {
+                Some(hash_of(&folder.join(&name), &expected, size, &mut read)? == expected)
+            }
             None => None,
         };
         checked.push(CheckedFile { name, size, right });
@@ -42,15 +53,18 @@ pub fn check_files(folder: &Path) -> Result<Vec<CheckedFile>> {
     Ok(checked)
 }
 
-/// The hash of the file at `path`, of the same kind as `like`.
-fn hash_of(path: &Path, like: &Hash, size: u64) -> Result<Hash> {
+/// The hash of the file at `path`, of the same kind as `like`; `read` is told of each piece.
+fn hash_of(path: &Path, like: &Hash, size: u64, read: &mut dyn FnMut(usize)) -> Result<Hash> {
     let mut file = File::open(path).map_err(|e| Error::io(path, e))?;
     let mut hasher = Hasher::new(like, size);
     let mut chunk = vec![0; CHUNK];
     loop {
         match file.read(&mut chunk).map_err(|e| Error::io(path, e))? {
             0 => return Ok(hasher.finish()),
-            n => hasher.update(&chunk[..n]),
+            n => {
+                hasher.update(&chunk[..n]);
+                read(n);
+            }
         }
     }
 }
@@ -77,7 +91,11 @@ mod tests {
         let snapshot = folder.path().join("s");
         std::fs::write(snapshot.join("own"), "x").unwrap();
         let rights = || -> Vec<Option<bool>> {
-            check_files(&snapshot).unwrap().into_iter().map(|file| file.right).collect()
+            check_files(&snapshot, &mut |_, _| ())
+                .unwrap()
+                .into_iter()
+                .map(|file| file.right)
+                .collect()
         };
         assert_eq!(rights(), [Some(true), Some(true), None]);
         std::fs::write(folder.path().join("blobs").join(blobs[0].0), "Bonjour").unwrap();

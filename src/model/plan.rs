@@ -11,7 +11,7 @@ use crate::checkpoint::{Checkpoint, Layout};
 use crate::device::{self, Placement, Request};
 use crate::error::{Error, Result};
 use crate::files::{MAX_CONFIG, ModelFiles};
-use crate::memory::Estimate;
+use crate::memory::{Estimate, Stored};
 use crate::nn::graph;
 use crate::nn::weight::untie_stored_head;
 use crate::ops::{Format, KvFormat};
@@ -131,11 +131,18 @@ impl Plan {
     /// The memory that the model needs with weights in `format`, a cache in `kv` and `context` tokens.
     #[must_use]
     pub fn estimate(&self, format: Format, kv: KvFormat, context: usize) -> Estimate {
+        let names = self.architecture.stored.names;
+        let used = || self.checkpoint.tensors().filter(|tensor| !names.is_unused(&tensor.name));
         let in_memory = |tensor: &crate::checkpoint::TensorData| {
             let factor = if tensor.dtype == Dtype::F8_E4M3 { 2 } else { 1 };
             factor * tensor.bytes.len() as u64
         };
-        let stored = self.checkpoint.tensors().map(in_memory).sum();
+        let is_packed = self.checkpoint.names().any(|name| Format::of_packed(name).is_some());
+        let stored = Stored {
+            bytes: used().map(in_memory).sum(),
+            // What is packed already is read where it is.
+            largest: if is_packed { 0 } else { used().map(in_memory).max().unwrap_or(0) },
+        };
         Estimate::new(&self.architecture, stored, format, self.kv(kv, format), context)
     }
 

@@ -33,13 +33,16 @@ const N_TOKENS: usize = 128;
 /// Ids that the model is tried on where it has no tokenizer.
 const N_IDS: usize = 32;
 
+/// Is told how many bytes of how many a check has read.
+type Progress<'a> = &'a mut dyn FnMut(u64, u64);
+
 /// The files against the hashes that the cache knows.
 #[cfg(feature = "hub")]
-pub(super) fn files(files: &ModelFiles) -> Result<Found> {
+pub(super) fn files(files: &ModelFiles, progress: Progress<'_>) -> Result<Found> {
     let ModelFiles::Folder { path, .. } = files else {
         return Ok(Found::Nothing("the model is built in".to_owned()));
     };
-    let checked = crate::hub::check_files(path)?;
+    let checked = crate::hub::check_files(path, progress)?;
     if let Some(wrong) = checked.iter().find(|file| file.right == Some(false)) {
         let what =
             format!("the content of {} does not have the hash it is stored under", wrong.name);
@@ -59,18 +62,21 @@ pub(super) fn files(files: &ModelFiles) -> Result<Found> {
 
 /// Without the hub there is no cache and no hash.
 #[cfg(not(feature = "hub"))]
-pub(super) fn files(_files: &ModelFiles) -> Result<Found> {
+pub(super) fn files(_files: &ModelFiles, _progress: Progress<'_>) -> Result<Found> {
     Ok(Found::Nothing("this program was built without the hub: no hashes are known".to_owned()))
 }
 
 /// The headers of the weight files, and every value in them.
-pub(super) fn weights(files: &ModelFiles) -> Result<Found> {
+pub(super) fn weights(files: &ModelFiles, progress: Progress<'_>) -> Result<Found> {
     let checkpoint = Checkpoint::open(files)?;
+    let (n, bytes) = (checkpoint.tensors().len(), checkpoint.total_bytes());
+    let mut done = 0;
     for tensor in checkpoint.tensors() {
         check_values(tensor)?;
         checkpoint.release(tensor);
+        done += tensor.bytes.len() as u64;
+        progress(done, bytes);
     }
-    let (n, bytes) = (checkpoint.tensors().len(), checkpoint.total_bytes());
     Ok(Found::Right(format!("{n} tensors, {bytes} bytes, all values finite")))
 }
 
