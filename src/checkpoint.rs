@@ -45,7 +45,7 @@ pub struct WeightFile {
 /// The named tensors of a model, over read-only mappings of its files; cheap to clone.
 ///
 /// The mapped files must stay as they are while a clone lives: one that is overwritten gives other weights,
-/// one that is cut ends the process with SIGBUS. Programs that download models replace files whole, so that
+/// one that is cut ends the process with SIGBUS (the command line then says so). Programs that download models replace files whole, so that
 /// an open mapping keeps the old content.
 #[derive(Debug, Clone)]
 pub struct Checkpoint {

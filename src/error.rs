@@ -111,7 +111,10 @@ impl Error {
         )]
         let kind = match source.kind() {
             std::io::ErrorKind::NotFound => ErrorKind::NotFound,
-            std::io::ErrorKind::StorageFull => ErrorKind::NoSpace,
+            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
+                ErrorKind::NoSpace
+            }
+            std::io::ErrorKind::OutOfMemory => ErrorKind::NoMemory,
             _ => ErrorKind::Io,
         };
         Self::new(kind, format!("{source}")).at(path.display()).caused_by(source)

@@ -154,6 +154,8 @@ enum Progress {
 struct Clock {
     start: Instant,
     prefill: Duration,
+    /// Tokens of the prompt that were computed.
+    prefilled: usize,
     first: Option<Instant>,
     last: Instant,
 }
@@ -192,7 +194,7 @@ impl Generator {
             text,
             stop: StopStrings::new(&sampling.stop),
             logits: Logits::default(),
-            clock: Clock { start, prefill: Duration::ZERO, first: None, last: start },
+            clock: Clock { start, prefill: Duration::ZERO, prefilled: 0, first: None, last: start },
             state: Progress::Prompt,
             error: None,
             session,
@@ -294,6 +296,8 @@ impl Generator {
         let (start, rows) = (Instant::now(), self.rows());
         let result = self.session.advance(&self.prompt[self.cached..], rows, &mut self.logits);
         self.clock.prefill = start.elapsed();
+        // A prompt that was stopped counts as not computed.
+        self.clock.prefilled = if result.is_ok() { self.prompt.len() - self.cached } else { 0 };
         result
     }
 
@@ -343,7 +347,7 @@ impl Generator {
             load_ms: ms(self.session.model.load_time()),
             prefill_ms: ms(self.clock.prefill),
             decode_ms: ms(decode),
-            prefill_tok_s: rate(self.prompt.len() - self.cached, self.clock.prefill),
+            prefill_tok_s: rate(self.clock.prefilled, self.clock.prefill),
             decode_tok_s: rate(self.generated.len().saturating_sub(1), decode),
             ttft_ms: self.clock.first.map_or(0.0, |first| ms(first - self.clock.start)),
         }

@@ -224,11 +224,22 @@ fn buffer_bytes(architecture: &Architecture) -> u64 {
     4 * (CHUNK * (5 * architecture.hidden + mixer + 2 * mlp) + architecture.vocab) as u64
 }
 
-/// Bytes of memory that this process may still use: what the system says is available, and what the limit of
-/// its control group leaves. `None` where neither is known.
+/// Bytes of memory that this process may still use: what the system says is available, and what the limits of
+/// its control group and of its address space leave. `None` where none is known.
 #[must_use]
 pub fn available() -> Option<u64> {
-    [meminfo("MemAvailable:"), cgroup()].into_iter().flatten().min()
+    [meminfo("MemAvailable:"), cgroup(), address_space()].into_iter().flatten().min()
+}
+
+/// What a limit of the address space (`ulimit -v`) leaves.
+fn address_space() -> Option<u64> {
+    let limits = std::fs::read_to_string("/proc/self/limits").ok()?;
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max address space"))?;
+    let limit: u64 = line.split_whitespace().next()?.parse().ok()?;
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmSize:"))?;
+    let kib: u64 = line.split_whitespace().next()?.parse().ok()?;
+    Some(limit.saturating_sub(kib * 1024))
 }
 
 /// Bytes of memory of this machine, where the system tells.

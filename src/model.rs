@@ -415,4 +415,15 @@ mod tests {
         model.advance(&ids[50..], &mut fresh, &mut want).unwrap();
         assert!(logits == want);
     }
+    #[test]
+    fn a_prompt_that_was_stopped_has_no_speed() {
+        let model = Model::load("", &LoadOptions::default()).unwrap();
+        let session = model.session();
+        session.cancel_token().cancel();
+        let sampling = crate::sample::Sampling::greedy();
+        let last = session.generate("Il était une fois", &sampling).unwrap().last();
+        let summary = last.unwrap().unwrap().summary.unwrap();
+        assert_eq!(summary.finish_reason, crate::generate::FinishReason::Cancelled);
+        assert_eq!((summary.timings.prefill_tok_s, summary.usage.completion_tokens), (0.0, 0));
+    }
 }

@@ -359,3 +359,49 @@ fn a_conversation_is_set_up_saved_and_loaded() {
     assert!(stdout(&chat(&["-q"], "\"\"\"un\ndeux\n")).len() > 1);
     assert_eq!(chat(&["--temp", "-1"], "").status.code(), Some(64));
 }
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_weight_file_that_is_cut_while_it_is_read_ends_the_program_with_a_word() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/logits/llama_mha");
+    for name in ["config.json", "model.safetensors"] {
+        std::fs::copy(model.join(name), folder.path().join(name)).unwrap();
+    }
+    let args = ["generate", "-m", folder.path().to_str().unwrap(), "--ids", "1,2,3", "-q"];
+    let endless = ["-n", "2000000", "-c", "4000000", "--ignore-eos", "--kv", "q8"];
+    let mut child = tramontane(&[&args[..], &endless].concat())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // Until it has mapped the file.
+    let maps = format!("/proc/{}/maps", child.id());
+    while !std::fs::read_to_string(&maps).unwrap_or_default().contains("model.safetensors") {
+        assert!(child.try_wait().unwrap().is_none());
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    let path = folder.path().join("model.safetensors");
+    let weights = std::fs::File::options().write(true).open(path).unwrap();
+    weights.set_len(100).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
+    assert!(stderr(&output).contains("was cut while it was in use"), "{}", stderr(&output));
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_limit_of_the_address_space_is_obeyed() {
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/logits/llama_mha");
+    let limited = |context: usize| {
+        let program = env!("CARGO_BIN_EXE_tramontane");
+        let args = format!("generate -m {} --ids 1,2 -n 1 -c {context} --kv f32", model.display());
+        let line = format!("ulimit -v 1000000; exec {program} {args}");
+        Command::new("sh").args(["-c", &line]).env("TRAMONTANE_OFFLINE", "1").output().unwrap()
+    };
+    assert!(limited(1000).status.success());
+    // 512 bytes of keys and values for each of 2 layers and each token: 2 GB.
+    let output = limited(2_000_000);
+    assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
+    assert!(stderr(&output).contains("free on this machine"), "{}", stderr(&output));
+}

@@ -150,3 +150,58 @@ fn a_recurrent_cache_does_not_grow() {
     assert!(!cache.truncate(200));
     assert_eq!((cache.len(), cache.bytes()), (0, bytes));
 }
+
+/// `tiny` with each tensor's name changed.
+fn renamed(name: &'static str, rename: impl Fn(&str) -> String) -> Tiny {
+    let mut tiny = Tiny::of(name);
+    for tensor in &mut tiny.tensors {
+        tensor.name = rename(&tensor.name);
+    }
+    tiny
+}
+
+#[test]
+fn names_of_older_and_newer_files_are_the_same() {
+    // The text part of a multimodal model before transformers 5, and since.
+    let newer = |name: &str| match name.strip_prefix("language_model.") {
+        Some("lm_head.weight") => "lm_head.weight".to_owned(),
+        Some(rest) => rest.replacen("model.", "model.language_model.", 1),
+        None => format!("model.{name}"),
+    };
+    for name in ["mistral3_mistral", "mistral3_ministral3"] {
+        assert!(Tiny::of(name).logits("older") == renamed(name, newer).logits("newer"), "{name}");
+    }
+    let newer = |name: &str| name.replacen("backbone.", "model.", 1);
+    for name in ["nemotron_h_mlp", "nemotron_h_moe"] {
+        assert!(Tiny::of(name).logits("older") == renamed(name, newer).logits("newer"), "{name}");
+    }
+}
+
+#[test]
+fn queries_grow_from_the_original_context_on() {
+    let with_beta = |beta: f64, variant: &str| {
+        let mut tiny = Tiny::of("ministral3_realrope");
+        tiny.config["rope_parameters"]["llama_4_scaling_beta"] = beta.into();
+        let model = tiny.load(variant).unwrap();
+        let ids: Vec<u32> = (0..16_386).map(|i| (i % 241 * i % 251) + 3).collect();
+        let mut cache = model.cache().unwrap();
+        model.advance(&ids[..16_383], &mut cache, &mut Vec::new()).unwrap();
+        common::forward(&model, &ids[16_383..], &mut cache)
+    };
+    let (grown, plain) = (with_beta(0.1, "grown"), with_beta(0.0, "plain"));
+    let vocab = grown.len() / 3;
+    assert!(grown[..vocab] == plain[..vocab], "position 16383 is the last of the first context");
+    let distance = common::Distance::between(&grown[vocab..], &plain[vocab..]);
+    assert!(distance.rel_l2 > 1e-4, "{distance}");
+}
+
+#[test]
+fn keys_that_only_one_falcon_has_are_refused_by_name() {
+    for (key, value) in [("ntk_scaling_factor", 5), ("embedding_scaling_factor", 4)] {
+        let mut tiny = Tiny::of("rw_40b");
+        tiny.config[key] = value.into();
+        let error = tiny.load(key).unwrap_err();
+        assert_eq!(error.kind(), tramontane::ErrorKind::NotSupported);
+        assert!(error.to_string().contains(key), "{error}");
+    }
+}

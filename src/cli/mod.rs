@@ -97,6 +97,7 @@ enum Command {
 /// Runs the command that the arguments name.
 pub(crate) fn run() -> Result<ExitCode> {
     signals::exit_on_interrupt();
+    signals::explain_cut_files();
     let parsed = command().try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches));
     let cli = match parsed {
         Ok(cli) => cli,

@@ -1,4 +1,5 @@
-//! Ctrl-C: the first stops the generation or the download, the second ends the program at once.
+//! Ctrl-C: the first stops the generation or the download, the second ends the program at once. And what is told
+//! where a mapped file is cut.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -34,3 +35,24 @@ pub(super) fn cancel_on_interrupt(token: &CancelToken) {
         }
     }
 }
+
+/// Lets the program end with a word instead of a bare SIGBUS when a weight file is cut while it is mapped.
+#[cfg(unix)]
+pub(super) fn explain_cut_files() {
+    const WORDS: &[u8] =
+        b"error: a weight file was cut while it was in use, or cannot be read any more\n  \
+        try the command again, once nothing writes to the model's files\n";
+    let action = || {
+        // SAFETY: the bytes are there for the whole program, and a handler may write. Nothing is to be done if the
+        // write fails.
+        let _ = unsafe { libc::write(libc::STDERR_FILENO, WORDS.as_ptr().cast(), WORDS.len()) };
+        signal_hook::low_level::exit(i32::from(ErrorKind::NoMemory.exit_code()))
+    };
+    // SAFETY: the action does nothing but write and exit at once, which a handler may do. If it cannot be installed,
+    // SIGBUS ends the program in the usual way.
+    let _ = unsafe { signal_hook::low_level::register(signal_hook::consts::SIGBUS, action) };
+}
+
+/// There is no such signal.
+#[cfg(not(unix))]
+pub(super) fn explain_cut_files() {}
