@@ -4,7 +4,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
 use tramontane::model::Plan;
-use tramontane::nn::graph::{Graph, Rows};
+use tramontane::nn::graph::{Graph, Logits, Rows};
 use tramontane::ops::Cpu;
 use tramontane::{Format, KvFormat, LoadOptions};
 
@@ -45,7 +45,7 @@ fn a_decoded_token_allocates_nothing() {
         let (architecture, checkpoint) = (plan.architecture.clone(), &plan.checkpoint);
         let graph = Graph::load(device, architecture, checkpoint, format, &mut |_, _| {}).unwrap();
         let mut sequence = graph.sequence(kv).unwrap();
-        let mut logits = Vec::new();
+        let mut logits = Logits::default();
         let mut decode = |ids: &[u32]| {
             logits.clear();
             graph.forward(ids, &mut sequence, Rows::Last, &mut logits, &|| true).unwrap();

@@ -304,7 +304,7 @@ fn auto_takes_the_cpu_where_memory_ends_while_loading() {
     falls_back("alloc_fails=3", "no room");
     // Past the self-test: while the weights come in, and in the midst of the text.
     falls_back("alloc_ends=60", "computing on the CPU");
-    falls_back("alloc_ends=100", "going on on the CPU");
+    falls_back("alloc_ends=120", "going on on the CPU");
 }
 
 #[test]

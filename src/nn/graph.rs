@@ -327,6 +327,7 @@ impl<D: Ops> Graph<D> {
         for (block, memory) in self.blocks.iter().zip(&mut sequence.memory) {
             block.forward(d, &b.step, &mut b.x, memory, &mut b.block)?;
         }
+        b.block.settle(d, &mut b.x, n)?;
         self.logits(b, n, rows, logits)?;
         sequence.len += n;
         for memory in &mut sequence.memory {

@@ -298,6 +298,18 @@ pub trait Ops: Sized + Send + Sync + 'static {
         n: usize,
         out: &mut Self::Buffer,
     ) -> Result<()>;
+    /// `x[t] += y[t]`, then `out[t] = norm(x[t])`, over `n` rows of `norm.width`.
+    fn add_norm(
+        &self,
+        norm: &NormWeight<Self::Buffer>,
+        y: &Self::Buffer,
+        x: &mut Self::Buffer,
+        n: usize,
+        out: &mut Self::Buffer,
+    ) -> Result<()> {
+        self.add(y, x, n * norm.width)?;
+        self.norm(norm, x, n, out)
+    }
     /// As [`Ops::norm`], in place.
     fn norm_in_place(
         &self,
@@ -351,6 +363,19 @@ pub trait Ops: Sized + Send + Sync + 'static {
         x: &mut Self::Buffer,
         n: usize,
     ) -> Result<()>;
+    /// Turns queries and keys, which differ in the number of their heads: `q_heads` and `n_kv_heads`.
+    fn rotate_both(
+        &self,
+        rotation: &Rotation<'_, Self::Buffer>,
+        q_heads: Heads,
+        q: &mut Self::Buffer,
+        n_kv_heads: usize,
+        k: &mut Self::Buffer,
+        n: usize,
+    ) -> Result<()> {
+        self.rotate(rotation, q_heads, q, n)?;
+        self.rotate(rotation, Heads { n_heads: n_kv_heads, ..q_heads }, k, n)
+    }
     /// Stores keys `[n, n_kv_heads · k_dim]` and values `[n, n_kv_heads · v_dim]` of the positions from `start` on.
     fn store(
         &self,
