@@ -478,6 +478,22 @@ fn bench_measures_the_gpu() {
     }
 }
 
+/// Says where the tests of models run; a GPU that was asked for must be there, and pass the self-tests.
+#[test]
+fn the_gpu_of_this_machine_runs_the_same_models() {
+    if !is_real() {
+        eprintln!("skipped on a GPU: only TRAMONTANE_TEST_GPU=1 says that there is one to test");
+        return;
+    }
+    let (output, _) = run("", &["doctor", "--json"]);
+    let lines = json(&output)["cuda"].to_string();
+    assert!(
+        lines.contains("self-test passed"),
+        "TRAMONTANE_TEST_GPU is set, expected a GPU, found {lines}"
+    );
+    eprintln!("all tests of models run on {lines}");
+}
+
 #[test]
 fn the_emulated_driver_is_no_device_unless_asked_for() {
     let dir = tempfile::tempdir().unwrap();

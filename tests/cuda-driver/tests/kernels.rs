@@ -1,5 +1,6 @@
 //! Every committed CUDA kernel, with every shape and type of the shared table, on the emulated device, against the
-//! reference. The device checks each access meanwhile.
+//! reference. The device checks each access meanwhile. With `TRAMONTANE_TEST_GPU=1` the same tests run on the GPU of this
+//! machine instead.
 
 #[path = "common/attention.rs"]
 mod attention;
@@ -439,6 +440,40 @@ fn the_largest_values_come_first() {
         assert!(indices.iter().map(|i| *i as usize).eq(order[..k].iter().copied()), "{k} of {n}");
     }
     finished();
+}
+
+/// Says where the tests of this file run; a GPU that was asked for must be there.
+#[test]
+fn the_gpu_of_this_machine_runs_the_same_table() {
+    if common::real::is_wanted() {
+        match common::real::Device::open() {
+            Ok(device) => eprintln!("all tests of this file run on {}", device.name),
+            Err(e) => panic!("TRAMONTANE_TEST_GPU is set, but {e}"),
+        }
+    } else {
+        eprintln!("skipped on a GPU: only TRAMONTANE_TEST_GPU=1 says that there is one to test");
+    }
+}
+
+/// The way to a GPU itself: the driver's C interface, which the emulated driver has too.
+#[cfg(target_os = "linux")]
+#[test]
+fn the_way_to_a_gpu_works_with_the_emulated_driver() {
+    let program = std::env::current_exe().unwrap();
+    // The library is built beside the tests.
+    let library = program.with_file_name("libemulated_cuda.so");
+    let dir = std::env::temp_dir().join(format!("tramontane-kernels-{}", std::process::id()));
+    std::fs::create_dir_all(&dir).unwrap();
+    let _ = std::os::unix::fs::symlink(&library, dir.join("libcuda.so"));
+    let mut command = std::process::Command::new(program);
+    let some = ["norms", "several_matrices", "the_largest", "rotations", "packed_rows", "the_gpu"];
+    command.args(some).args(["--nocapture"]).env("TRAMONTANE_TEST_GPU", "1");
+    command.env("LD_LIBRARY_PATH", &dir).env("TRAMONTANE_EMULATED_CUDA", "on");
+    let output = command.output().unwrap();
+    std::fs::remove_dir_all(&dir).unwrap();
+    let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.contains("6 passed"), "{said}");
+    assert!(said.contains("run on Emulated GPU"), "{said}");
 }
 
 #[test]
