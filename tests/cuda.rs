@@ -5,6 +5,8 @@
 #![cfg(all(unix, feature = "cuda"))]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "cuda/commands.rs"]
+mod commands;
 mod common;
 #[path = "cuda/graphs.rs"]
 mod graphs;
@@ -304,7 +306,7 @@ fn auto_takes_the_cpu_where_memory_ends_while_loading() {
     falls_back("alloc_fails=3", "no room");
     // Past the self-test: while the weights come in, and in the midst of the text.
     falls_back("alloc_ends=60", "computing on the CPU");
-    falls_back("alloc_ends=100", "going on on the CPU");
+    falls_back("alloc_ends=120", "going on on the CPU");
 }
 
 #[test]
@@ -433,49 +435,20 @@ fn a_program_that_uses_the_library_chooses_the_device() {
     assert_eq!(e.kind(), tramontane::ErrorKind::Device, "{e}");
 }
 
+/// Says where the tests of models run; a GPU that was asked for must be there, and pass the self-tests.
 #[test]
-fn doctor_shows_driver_devices_and_self_tests() {
-    if is_real() {
+fn the_gpu_of_this_machine_runs_the_same_models() {
+    if !is_real() {
+        eprintln!("skipped on a GPU: only TRAMONTANE_TEST_GPU=1 says that there is one to test");
         return;
     }
-    let (output, log) = run("devices=2", &["doctor", "--json"]);
-    let report = json(&output);
-    assert_eq!(log, "");
-    let lines: Vec<_> =
-        report["cuda"].as_array().unwrap().iter().map(|l| l.as_str().unwrap()).collect();
-    assert_eq!(lines[0], "driver 13.0");
+    let (output, _) = run("", &["doctor", "--json"]);
+    let lines = json(&output)["cuda"].to_string();
     assert!(
-        lines[1].starts_with("cuda:0 Emulated GPU") && lines[1].ends_with("self-test passed"),
-        "{lines:?}"
+        lines.contains("self-test passed"),
+        "TRAMONTANE_TEST_GPU is set, expected a GPU, found {lines}"
     );
-    assert_eq!(lines.len(), 3);
-    let (output, _) = run("skip=gemv_bf16_4", &["doctor", "--json"]);
-    assert!(json(&output)["cuda"][1].as_str().unwrap().contains("`linear`"), "{}", stderr(&output));
-}
-
-#[test]
-fn inspect_tells_where_the_model_would_run() {
-    let device = |settings: &str, device: &str| {
-        let (output, _) = run(settings, &["inspect", "--json", "--device", device]);
-        json(&output)["run"]["device"].as_str().unwrap().to_owned()
-    };
-    assert!(device("on", "cuda").starts_with("cuda:0"));
-    assert!(device("on", "auto").starts_with("cuda:0"));
-    assert!(device("on", "cpu").starts_with("cpu"));
-    assert!(is_real() || device("devices=0", "auto").starts_with("cpu"));
-}
-
-#[test]
-fn bench_measures_the_gpu() {
-    let args = ["bench", "-p", "8", "-n", "2", "-r", "1", "-o", "json", "--device", "cuda", "-q"];
-    let (output, log) = run("memory=100000000", &args);
-    assert_eq!(log, "");
-    let records = json(&output);
-    for record in records.as_array().unwrap() {
-        assert_eq!(record["backends"], "CUDA");
-        assert!(record["gpu_info"].as_str().unwrap().starts_with("cuda:0"), "{record}");
-        assert!(record["bandwidth_gb_s"].as_f64().unwrap() > 0.0, "{record}");
-    }
+    eprintln!("all tests of models run on {lines}");
 }
 
 #[test]

@@ -78,14 +78,16 @@ KERNEL gate(u32 kind, const float *up, float *gate, u64 len) {
 }
 
 // Turns the pairs of each head by the angles of its token (Su et al. 2021, arXiv:2104.09864).
-// x [n, heads, head_dim]; cos, sin [n, half]. The elements from `offset` on turn. `interleaved`: elements 2i and 2i + 1
-// form a pair, else i and i + half. Grid (heads * half / 256, n).
-KERNEL rotate(const float *cos, const float *sin, float *x, u32 heads, u32 head_dim, u32 offset, u32 half, u32 interleaved) {
+// x [n, heads, head_dim], y [n, y_heads, head_dim]: queries and keys; cos, sin [n, half]. The elements from `offset` on
+// turn. `interleaved`: elements 2i and 2i + 1 form a pair, else i and i + half. Grid ((heads + y_heads) * half / 256, n).
+KERNEL rotate(const float *cos, const float *sin, float *x, float *y, u32 heads, u32 y_heads, u32 head_dim, u32 offset,
+              u32 half, u32 interleaved) {
   u32 i = (u32)INDEX, t = blockIdx.y;
-  if (i >= heads * half) return;
+  if (i >= (heads + y_heads) * half) return;
   u32 pair = i % half, head = i / half;
   float c = cos[(u64)t * half + pair], s = sin[(u64)t * half + pair];
-  float *a = x + ((u64)t * heads + head) * head_dim + offset + (interleaved ? 2 * pair : pair);
+  float *row = head < heads ? x + ((u64)t * heads + head) * head_dim : y + ((u64)t * y_heads + head - heads) * head_dim;
+  float *a = row + offset + (interleaved ? 2 * pair : pair);
   float *b = a + (interleaved ? 1 : half);
   float u = *a, v = *b;
   *a = u * c - v * s;

@@ -2,8 +2,9 @@
 #include "matmul.cuh"
 
 #define GEMV(NAME, T, N)                                                                                         \
-  KERNEL __launch_bounds__(GEMV_WARPS * 32, N > 2 ? 4 : 6) NAME(const void *w, const float *x, float *out, u32 rows, u32 cols) { \
-    gemv<T, N>(w, x, out, rows, cols);                                                                           \
+  KERNEL __launch_bounds__(GEMV_WARPS * 32, N > 2 ? 4 : 6) NAME(Targets targets, const float *x, u32 cols) {     \
+    Target t = my_target(targets);                                                                               \
+    gemv<T, N>(t.w, x, t.out, t.rows, cols);                                                                     \
   }
 #define GEMVS(NAME, T) GEMV(NAME##_1, T, 1) GEMV(NAME##_2, T, 2) GEMV(NAME##_4, T, 4) GEMV(NAME##_8, T, 8)
 GEMVS(gemv_f32, F32)

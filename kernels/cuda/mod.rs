@@ -19,8 +19,8 @@ pub use experts::{
 };
 pub use launch::{Args, Launch};
 pub use mamba::{MAX_CONV_WIDTH, MAX_STATE_DIM, MambaWeights, mamba};
-pub use matmul::{MAX_GEMV, Matmul, matmul, round, rounded_bytes};
-pub use packed::{Packed, PackedMatmul, embed_packed, matmul_packed};
+pub use matmul::{Input, MAX_GEMV, Target, matmul, round, rounded_bytes};
+pub use packed::{Packed, embed_packed, matmul_packed};
 
 use crate::cpu::elementwise::{Activation, Rope, RopeStyle};
 
@@ -186,14 +186,28 @@ pub fn gate(act: Activation, up: u64, gate: u64, len: usize) -> Launch {
 
 /// Turns the heads of `x` `[n, rope.n_heads, rope.head_dim]` by the angles `cos`, `sin` `[n, rope.rotary_dim / 2]`, f32.
 #[must_use]
-pub fn rotate(rope: &Rope, cos: u64, sin: u64, x: u64, n: usize) -> Launch {
+pub fn rotate(rope: &Rope, angles: [u64; 2], x: u64, n: usize) -> Launch {
+    rotate_both(rope, angles, x, 0, 0, n)
+}
+
+/// As [`rotate`], and the `y_heads` heads of `y` `[n, y_heads, rope.head_dim]` with them.
+#[must_use]
+pub fn rotate_both(
+    rope: &Rope,
+    [cos, sin]: [u64; 2],
+    x: u64,
+    y: u64,
+    y_heads: usize,
+    n: usize,
+) -> Launch {
     let half = rope.rotary_dim / 2;
     let interleaved = match rope.style {
         RopeStyle::Halves => 0,
         RopeStyle::Interleaved => 1,
     };
-    let args = Args::new().ptr(cos).ptr(sin).ptr(x).u32(rope.n_heads).u32(rope.head_dim);
-    rows("rotate", rope.n_heads * half, n, args.u32(rope.offset).u32(half).u32(interleaved))
+    let args = Args::new().ptr(cos).ptr(sin).ptr(x).ptr(y).u32(rope.n_heads).u32(y_heads);
+    let args = args.u32(rope.head_dim).u32(rope.offset).u32(half).u32(interleaved);
+    rows("rotate", (rope.n_heads + y_heads) * half, n, args)
 }
 
 /// A norm: `weight` and `bias` `[width]`; `bias` is 0 where there is none.

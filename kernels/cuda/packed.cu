@@ -2,8 +2,10 @@
 #include "packed.cuh"
 
 #define GEMV(NAME, Q, N)                                                                                              \
-  KERNEL __launch_bounds__(WARPS * 32, N > 4 ? 2 : 3) NAME(const u8 *w, const float *x, float *out, u32 rows, u32 cols) { \
-    gemv<Q, N>(w, x, out, rows, cols);                                                                                \
+  KERNEL __launch_bounds__(WARPS * 32, N > 4 ? 2 : N > 1 ? 3 : 4) NAME(Targets targets, const float *x, u32 cols) {               \
+    Target t = my_target(targets);                                                                                    \
+    /* The other matrices may have more panels. */                                                                    \
+    if (blockIdx.x * PANEL < t.rows) gemv<Q, N>((const u8 *)t.w, x, t.out, t.rows, cols);                             \
   }
 #define GEMVS(NAME, Q) GEMV(NAME##_1, Q, 1) GEMV(NAME##_2, Q, 2) GEMV(NAME##_4, Q, 4) GEMV(NAME##_8, Q, 8)
 GEMVS(gemv_q8, Q8)

@@ -144,8 +144,8 @@ impl<D: Ops> Attention<D> {
         s: &mut Scratch<D>,
     ) -> Result<()> {
         let AttendShape { n_heads, n_kv_heads, k_dim: head_dim, .. } = self.shape;
-        d.rotate(rotation, Heads { n_heads, head_dim, offset: 0 }, &mut s.q, n)?;
-        d.rotate(rotation, Heads { n_heads: n_kv_heads, head_dim, offset: 0 }, &mut s.k, n)
+        let heads = |n_heads| Heads { n_heads, head_dim, offset: 0 };
+        d.rotate_both(rotation, heads(n_heads), &mut s.q, n_kv_heads, &mut s.k, n)
     }
 }
 

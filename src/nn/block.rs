@@ -19,7 +19,6 @@ pub struct Block<D: Ops> {
     mlp: Option<Mlp<D>>,
     post_mlp_norm: Option<NormWeight<D::Buffer>>,
     residual: Residual,
-    hidden: usize,
 }
 
 /// Buffers that every block uses in turn, for as many tokens as a chunk has.
@@ -27,8 +26,21 @@ pub struct Scratch<D: Ops> {
     normed: D::Buffer,
     mixed: D::Buffer,
     fed: D::Buffer,
+    owed: Owed,
+    hidden: usize,
     mixer: mixer::Scratch<D>,
     mlp: mlp::Scratch<D>,
+}
+
+/// What has still to be added to the residual stream: the norm behind an addition does both in one pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum Owed {
+    #[default]
+    Nothing,
+    /// The mixer's output.
+    Mixed,
+    /// The MLP's.
+    Fed,
 }
 
 impl<D: Ops> Scratch<D> {
@@ -43,9 +55,40 @@ impl<D: Ops> Scratch<D> {
             normed: row()?,
             mixed: row()?,
             fed: row()?,
+            owed: Owed::Nothing,
+            hidden: architecture.hidden,
             mixer: mixer::Scratch::new(d, n, architecture)?,
             mlp: mlp::Scratch::new(d, n, architecture)?,
         })
+    }
+
+    /// Adds what is owed to `x`, `[n, hidden]`; then `normed = norm(x)`, if there is a norm.
+    fn enter(
+        &mut self,
+        d: &D,
+        norm: Option<&NormWeight<D::Buffer>>,
+        x: &mut D::Buffer,
+        n: usize,
+    ) -> Result<()> {
+        let Some(norm) = norm else { return self.settle(d, x, n) };
+        match std::mem::take(&mut self.owed) {
+            Owed::Nothing => d.norm(norm, x, n, &mut self.normed),
+            Owed::Mixed => d.add_norm(norm, &self.mixed, x, n, &mut self.normed),
+            Owed::Fed => d.add_norm(norm, &self.fed, x, n, &mut self.normed),
+        }
+    }
+
+    /// Adds what is owed to `x`, `[n, hidden]`.
+    ///
+    /// # Errors
+    ///
+    /// If the device fails.
+    pub fn settle(&mut self, d: &D, x: &mut D::Buffer, n: usize) -> Result<()> {
+        match std::mem::take(&mut self.owed) {
+            Owed::Nothing => Ok(()),
+            Owed::Mixed => d.add(&self.mixed, x, n * self.hidden),
+            Owed::Fed => d.add(&self.fed, x, n * self.hidden),
+        }
     }
 }
 
@@ -83,7 +126,6 @@ impl<D: Ops> Block<D> {
                 hidden,
             )?,
             residual: spec.residual,
-            hidden,
         })
     }
 
@@ -99,7 +141,8 @@ impl<D: Ops> Block<D> {
         }
     }
 
-    /// Passes the residual stream `x`, `[n, hidden]`, through this block; `memory` takes in `n` tokens.
+    /// Passes the residual stream `x`, `[n, hidden]`, through this block; `memory` takes in `n` tokens. What the block
+    /// adds last is only added by the next one, or by [`Scratch::settle`].
     ///
     /// # Errors
     ///
@@ -113,24 +156,24 @@ impl<D: Ops> Block<D> {
         s: &mut Scratch<D>,
     ) -> Result<()> {
         let has_mixer = self.mix(d, step, x, memory, s)?;
-        let len = step.n * self.hidden;
         match self.residual {
             Residual::Sequential => {
                 if has_mixer {
-                    d.add(&s.mixed, x, len)?;
+                    s.owed = Owed::Mixed;
                 }
                 if self.feed(d, step.n, x, s, true)? {
-                    d.add(&s.fed, x, len)?;
+                    s.owed = Owed::Fed;
                 }
             }
             Residual::Parallel | Residual::ParallelSharedNorm => {
                 let own_norm = self.residual == Residual::Parallel;
                 let has_mlp = self.feed(d, step.n, x, s, own_norm)?;
                 if has_mixer {
-                    d.add(&s.mixed, x, len)?;
+                    s.owed = Owed::Mixed;
                 }
                 if has_mlp {
-                    d.add(&s.fed, x, len)?;
+                    s.settle(d, x, step.n)?;
+                    s.owed = Owed::Fed;
                 }
             }
         }
@@ -142,12 +185,13 @@ impl<D: Ops> Block<D> {
         &self,
         d: &D,
         step: &Step<D>,
-        x: &D::Buffer,
+        x: &mut D::Buffer,
         memory: &mut MemoryOf<D>,
         s: &mut Scratch<D>,
     ) -> Result<bool> {
         let Some(mixer) = &self.mixer else { return Ok(false) };
-        let input = normed(d, self.mixer_norm.as_ref(), x, step.n, &mut s.normed)?;
+        s.enter(d, self.mixer_norm.as_ref(), x, step.n)?;
+        let input = if self.mixer_norm.is_some() { &s.normed } else { &*x };
         mixer.forward(d, step, input, memory, &mut s.mixer, &mut s.mixed)?;
         if let Some(norm) = &self.post_mixer_norm {
             d.norm_in_place(norm, &mut s.mixed, step.n)?;
@@ -161,33 +205,20 @@ impl<D: Ops> Block<D> {
         &self,
         d: &D,
         n: usize,
-        x: &D::Buffer,
+        x: &mut D::Buffer,
         s: &mut Scratch<D>,
         own_norm: bool,
     ) -> Result<bool> {
         let Some(mlp) = &self.mlp else { return Ok(false) };
         if own_norm {
-            let input = normed(d, self.mlp_norm.as_ref(), x, n, &mut s.normed)?;
-            mlp.forward(d, input, n, &mut s.mlp, &mut s.fed)?;
-        } else {
-            mlp.forward(d, &s.normed, n, &mut s.mlp, &mut s.fed)?;
+            s.enter(d, self.mlp_norm.as_ref(), x, n)?;
         }
+        let is_normed = self.mlp_norm.is_some() || !own_norm;
+        let input = if is_normed { &s.normed } else { &*x };
+        mlp.forward(d, input, n, &mut s.mlp, &mut s.fed)?;
         if let Some(norm) = &self.post_mlp_norm {
             d.norm_in_place(norm, &mut s.fed, n)?;
         }
         Ok(true)
     }
-}
-
-/// `norm(x)` in `out`, or `x` itself where there is no norm.
-fn normed<'a, D: Ops>(
-    d: &D,
-    norm: Option<&NormWeight<D::Buffer>>,
-    x: &'a D::Buffer,
-    n: usize,
-    out: &'a mut D::Buffer,
-) -> Result<&'a D::Buffer> {
-    let Some(norm) = norm else { return Ok(x) };
-    d.norm(norm, x, n, out)?;
-    Ok(out)
 }

@@ -329,6 +329,7 @@ impl<D: Ops> Graph<D> {
             }
             block.forward(d, &b.step, &mut b.x, memory, &mut b.block)?;
         }
+        b.block.settle(d, &mut b.x, n)?;
         self.logits(b, n, rows, logits)?;
         sequence.len += n;
         for memory in &mut sequence.memory {

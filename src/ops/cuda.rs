@@ -222,15 +222,18 @@ impl Cuda {
         Ok(memory.address())
     }
 
+    /// The norm of `x`, to which `add` is added before, if given.
     fn norm_at(
         &self,
         norm: &NormWeight<CudaBuffer>,
+        add: Option<&CudaBuffer>,
         x: &CudaBuffer,
         out: &CudaBuffer,
         n: usize,
     ) -> Result<()> {
         let n_elements = n * norm.width;
-        assert!(n_elements <= x.len && n_elements <= out.len, "norm past the end of a buffer");
+        let shortest = add.map_or(out.len, |add| add.len.min(out.len)).min(x.len);
+        assert!(n_elements <= shortest, "norm past the end of a buffer");
         let weights = kernels::Norm {
             weight: norm.weight.at(),
             bias: norm.bias.as_ref().map_or(0, CudaBuffer::at),
@@ -238,7 +241,8 @@ impl Cuda {
             eps: norm.eps,
             centred: norm.centred,
         };
-        self.gpu.launch(&kernels::norm(&weights, 0, x.at(), out.at(), n))
+        let add = add.map_or(0, CudaBuffer::at);
+        self.gpu.launch(&kernels::norm(&weights, add, x.at(), out.at(), n))
     }
 }
 

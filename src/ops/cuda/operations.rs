@@ -7,7 +7,7 @@ use std::sync::PoisonError;
 
 use tramontane_kernels::cpu::elementwise as element;
 use tramontane_kernels::cuda::{
-    self as kernels, AttendArgs, Element, Launch, MAX_TOP, Matmul, PackedMatmul,
+    self as kernels, AttendArgs, Element, Input, Launch, MAX_TOP, Target,
 };
 use tramontane_models::spec::{self, Activation, Mixer, RopeStyle};
 
@@ -119,7 +119,18 @@ impl Ops for Cuda {
         n: usize,
         out: &mut CudaBuffer,
     ) -> Result<()> {
-        self.norm_at(norm, x, out, n)
+        self.norm_at(norm, None, x, out, n)
+    }
+
+    fn add_norm(
+        &self,
+        norm: &NormWeight<CudaBuffer>,
+        y: &CudaBuffer,
+        x: &mut CudaBuffer,
+        n: usize,
+        out: &mut CudaBuffer,
+    ) -> Result<()> {
+        self.norm_at(norm, Some(y), x, out, n)
     }
 
     fn norm_in_place(
@@ -128,7 +139,7 @@ impl Ops for Cuda {
         x: &mut CudaBuffer,
         n: usize,
     ) -> Result<()> {
-        self.norm_at(norm, x, x, n)
+        self.norm_at(norm, None, x, x, n)
     }
 
     fn linear(
@@ -138,21 +149,22 @@ impl Ops for Cuda {
         n: usize,
         outs: &mut [&mut CudaBuffer],
     ) -> Result<()> {
+        let fits = |(w, out): (&&CudaWeight, &&mut CudaBuffer)| {
+            n * w.cols <= x.len && n * w.rows <= out.len
+        };
+        assert!(ws.iter().zip(&*outs).all(fits), "linear past the end of a buffer");
         let mut scratch = self.scratch();
         // The type to which the inputs have been rounded.
-        let mut ready = None;
-        for (w, out) in ws.iter().zip(outs) {
-            assert!(
-                n * w.cols <= x.len && n * w.rows <= out.len,
-                "linear past the end of a buffer"
-            );
-            let (element, bytes) = rounding(w, n);
+        let (mut ready, mut outs) = (None, outs.iter().map(|out| out.at()));
+        for ws in ws.chunk_by(|a, b| a.layout == b.layout) {
+            let (element, bytes) = rounding(ws[0], n);
             let rounded = at_least(&self.gpu, &mut scratch.rounded, bytes)?.address();
             if bytes > 0 && ready != Some(element) {
-                self.gpu.launch(&kernels::round(element, x.at(), rounded, n * w.cols))?;
+                self.gpu.launch(&kernels::round(element, x.at(), rounded, n * ws[0].cols))?;
                 ready = Some(element);
             }
-            for launch in product(w, [x.at(), rounded, out.at()], n) {
+            let outs: Vec<u64> = outs.by_ref().take(ws.len()).collect();
+            for launch in products(ws, [x.at(), rounded], &outs, n) {
                 self.gpu.launch(&launch)?;
             }
         }
@@ -209,15 +221,25 @@ impl Ops for Cuda {
         x: &mut CudaBuffer,
         n: usize,
     ) -> Result<()> {
-        let Heads { n_heads, head_dim, offset } = heads;
-        assert!(n * n_heads * head_dim <= x.len, "rotate past the end of a buffer");
-        let style = match rotation.style {
-            RopeStyle::Halves => element::RopeStyle::Halves,
-            RopeStyle::Interleaved => element::RopeStyle::Interleaved,
-        };
-        let rotary_dim = rotation.rotary_dim;
-        let rope = element::Rope { n_heads, head_dim, offset, rotary_dim, style };
-        self.gpu.launch(&kernels::rotate(&rope, rotation.cos.at(), rotation.sin.at(), x.at(), n))
+        assert!(n * heads.n_heads * heads.head_dim <= x.len, "rotate past the end of a buffer");
+        let (rope, angles) = (rope(rotation, heads), [rotation.cos.at(), rotation.sin.at()]);
+        self.gpu.launch(&kernels::rotate(&rope, angles, x.at(), n))
+    }
+
+    fn rotate_both(
+        &self,
+        rotation: &Rotation<'_, CudaBuffer>,
+        heads: Heads,
+        q: &mut CudaBuffer,
+        n_kv_heads: usize,
+        k: &mut CudaBuffer,
+        n: usize,
+    ) -> Result<()> {
+        let row = |n_heads: usize| n * n_heads * heads.head_dim;
+        let fits = row(heads.n_heads) <= q.len && row(n_kv_heads) <= k.len;
+        assert!(fits, "rotate past the end of a buffer");
+        let (rope, angles) = (rope(rotation, heads), [rotation.cos.at(), rotation.sin.at()]);
+        self.gpu.launch(&kernels::rotate_both(&rope, angles, q.at(), k.at(), n_kv_heads, n))
     }
 
     fn store(
@@ -368,6 +390,16 @@ impl Ops for Cuda {
     }
 }
 
+/// The rotation as the kernels take it.
+fn rope(rotation: &Rotation<'_, CudaBuffer>, heads: Heads) -> element::Rope {
+    let Heads { n_heads, head_dim, offset } = heads;
+    let style = match rotation.style {
+        RopeStyle::Halves => element::RopeStyle::Halves,
+        RopeStyle::Interleaved => element::RopeStyle::Interleaved,
+    };
+    element::Rope { n_heads, head_dim, offset, rotary_dim: rotation.rotary_dim, style }
+}
+
 /// To which type the inputs of a product are rounded, and how many bytes that takes; none where they are not.
 fn rounding(w: &CudaWeight, n: usize) -> (Element, usize) {
     match w.layout {
@@ -376,23 +408,17 @@ fn rounding(w: &CudaWeight, n: usize) -> (Element, usize) {
     }
 }
 
-/// The launches of `out[t] = w · x[t]`, where the inputs have been rounded as [`rounding`] says.
-fn product(w: &CudaWeight, [x, rounded, out]: [u64; 3], n: usize) -> Vec<Launch> {
-    let (from, rows, cols) = (w.memory.address(), w.rows, w.cols);
-    match w.layout {
-        Layout::Dense(element) => {
-            kernels::matmul(&Matmul { element, w: from, x, rounded, out, n, rows, cols })
-        }
-        Layout::Packed(format) => kernels::matmul_packed(&PackedMatmul {
-            format,
-            w: from,
-            x,
-            rounded,
-            out,
-            n,
-            rows,
-            cols,
-        }),
+/// The launches of `outs[i][t] = ws[i] · x[t]`, where the inputs have been rounded as [`rounding`] says; all matrices have
+/// one layout.
+fn products(ws: &[&CudaWeight], [x, rounded]: [u64; 2], outs: &[u64], n: usize) -> Vec<Launch> {
+    let (cols, pairs) = (ws[0].cols, ws.iter().zip(outs));
+    let target =
+        |(w, out): (&&CudaWeight, &u64)| Target { w: w.memory.address(), out: *out, rows: w.rows };
+    let targets: Vec<Target> = pairs.map(target).collect();
+    let input = Input { x, rounded, n, cols };
+    match ws[0].layout {
+        Layout::Dense(element) => kernels::matmul(element, input, &targets),
+        Layout::Packed(format) => kernels::matmul_packed(format, input, &targets),
     }
 }
 

@@ -122,11 +122,14 @@ fn results<D: Ops>(d: &D, plan: Plan) -> Result<Results> {
 fn products<D: Ops>(d: &D, plan: Plan, all: &mut Results) -> Result<()> {
     let (rows, cols) = (40, 64);
     let w = d.weight(&tensor(rows, cols, Dtype::F32), plan.format)?;
+    let other = d.weight(&tensor(rows / 2, cols, Dtype::F32), plan.format)?;
     for n in [1, 2, 4, 8, 40] {
         let x = upload(d, &values(n * cols, n as u32))?;
-        let mut out = d.buffer(n * rows)?;
+        let (mut out, mut second) = (d.buffer(n * rows)?, d.buffer(n * rows)?);
         d.linear(&[&w], &x, n, &mut [&mut out])?;
         all.push(("linear", download(d, &out)?));
+        d.linear(&[&other, &w], &x, n, &mut [&mut second, &mut out])?;
+        all.push(("linear", [download(d, &out)?, download(d, &second)?].concat()));
     }
     let mut x = d.buffer(3 * cols)?;
     d.embed(&w, &[39, 0, 5], &mut x)?;
@@ -168,6 +171,9 @@ fn rows<D: Ops>(d: &D, all: &mut Results) -> Result<()> {
         let mut out = d.buffer(n * width)?;
         d.norm(&norm, &upload(d, &input)?, n, &mut out)?;
         all.push(("norm", download(d, &out)?));
+        let mut x = upload(d, &input)?;
+        d.add_norm(&norm, &y, &mut x, n, &mut out)?;
+        all.push(("add_norm", [download(d, &out)?, download(d, &x)?].concat()));
     }
     let mut x = upload(d, &input)?;
     d.add(&y, &mut x, n * width)?;
@@ -208,7 +214,11 @@ fn attention<D: Ops>(d: &D, plan: Plan, n: usize, all: &mut Results) -> Result<(
         let heads = Heads { n_heads: n_kv_heads, head_dim, offset: 0 };
         d.rotate(&rotation, heads, &mut k, total)?;
     }
-    all.push(("rotate", download(d, &k)?));
+    let rotation = Rotation { cos: &cos, sin: &sin, rotary_dim, style: RopeStyle::Halves };
+    let heads = Heads { n_heads, head_dim, offset: 0 };
+    let mut q = upload(d, &values(total * n_heads * head_dim, 9))?;
+    d.rotate_both(&rotation, heads, &mut q, n_kv_heads, &mut k, total)?;
+    all.push(("rotate", [download(d, &q)?, download(d, &k)?].concat()));
     let k_dim = head_dim;
     let mut kv = d.kv(KvShape { n_kv_heads, k_dim, v_dim, window: None, format: plan.kv })?;
     d.store(&mut kv, &k, &v, total, 0)?;

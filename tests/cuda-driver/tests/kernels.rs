@@ -1,5 +1,6 @@
 //! Every committed CUDA kernel, with every shape and type of the shared table, on the emulated device, against the
-//! reference. The device checks each access meanwhile.
+//! reference. The device checks each access meanwhile. With `TRAMONTANE_TEST_GPU=1` the same tests run on the GPU of this
+//! machine instead.
 
 #[path = "common/attention.rs"]
 mod attention;
@@ -19,11 +20,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use attention::Setup;
 use common::{ELEMENTS, Gpu, rounded};
+use packed::{Layout, PACKED};
 use tramontane_kernels::cases::{
     ATTENTION, AttentionCase, MATMUL, MatmulCase, Numbers, assert_close,
 };
 use tramontane_kernels::cpu::elementwise::{Activation, Rope, RopeStyle};
-use tramontane_kernels::cuda::{self, CacheHeads, Cached, Element, Matmul, Norm, PAGE, Packed};
+use tramontane_kernels::cuda::{
+    self, CacheHeads, Cached, Element, Input, Norm, PAGE, Packed, Target,
+};
 use tramontane_kernels::reference;
 
 /// Largest difference, for the report that `--nocapture` shows.
@@ -49,17 +53,8 @@ fn matmul_on(gpu: &Gpu<'_>, case: MatmulCase, element: Element) -> (Vec<f32>, Ve
     }
     let out = gpu.empty(4 * want.len());
     let w = gpu.elements(element, &w);
-    let m = Matmul {
-        element,
-        w,
-        x: at,
-        rounded: half,
-        out,
-        n: case.n,
-        rows: case.rows,
-        cols: case.cols,
-    };
-    gpu.run(&cuda::matmul(&m));
+    let input = Input { x: at, rounded: half, n: case.n, cols: case.cols };
+    gpu.run(&cuda::matmul(element, input, &[Target { w, out, rows: case.rows }]));
     (gpu.read(out, want.len()), want, tolerance)
 }
 
@@ -95,6 +90,38 @@ fn packed_matmul_agrees_with_the_reference() {
             worst = worst.max(error(&got, &want));
         }
         println!("matmul {format:?}: max error {worst:e}");
+    }
+    finished();
+}
+
+#[test]
+fn several_matrices_give_the_bits_of_each_alone() {
+    // Queries, keys and values, gate and up, and more than one launch takes; for each number of tokens that has a kernel.
+    for rows in [&[40, 16, 16][..], &[33, 50], &[8, 24, 8, 40]] {
+        for n in [1, 2, 4, 8, 15] {
+            for layout in ELEMENTS.map(Layout::Dense).into_iter().chain(PACKED) {
+                let gpu = Gpu::new();
+                let (cols, mut numbers) = (72, Numbers::new(n as u64));
+                let x = gpu.floats(&numbers.normal(n * cols));
+                let rounded = gpu.empty(2 * n * cols);
+                if let Some(element) = layout.rounding(n, cols) {
+                    gpu.run(&[cuda::round(element, x, rounded, n * cols)]);
+                }
+                let input = Input { x, rounded, n, cols };
+                let target = |&rows: &usize| {
+                    let w = layout.matrix(&gpu, &numbers.normal(rows * cols), rows, cols);
+                    Target { w, out: gpu.empty(4 * n * rows), rows }
+                };
+                let targets: Vec<Target> = rows.iter().map(target).collect();
+                gpu.run(&layout.matmul(input, &targets));
+                for target in &targets {
+                    let alone = Target { out: gpu.empty(4 * n * target.rows), ..*target };
+                    gpu.run(&layout.matmul(input, &[alone]));
+                    let read = |out| gpu.read(out, n * target.rows);
+                    assert_eq!(read(target.out), read(alone.out), "{layout:?} {n} {rows:?}");
+                }
+            }
+        }
     }
     finished();
 }
@@ -259,11 +286,21 @@ fn rotations_agree_with_the_reference() {
             let angles = numbers.normal(n * rotary_dim / 2);
             let (cos, sin): (Vec<f32>, Vec<f32>) =
                 angles.iter().map(|a| (a.cos(), a.sin())).unzip();
+            let angles = [gpu.floats(&cos), gpu.floats(&sin)];
+            // Queries alone, and with keys of another number of heads.
             let mut x = numbers.normal(n * n_heads * head_dim);
-            let at = gpu.floats(&x);
-            gpu.run(&[cuda::rotate(&rope, gpu.floats(&cos), gpu.floats(&sin), at, n)]);
+            let (at, both_at) = (gpu.floats(&x), gpu.floats(&x));
+            let mut y = numbers.normal(n * 3 * head_dim);
+            let y_at = gpu.floats(&y);
+            gpu.run(&[
+                cuda::rotate(&rope, angles, at, n),
+                cuda::rotate_both(&rope, angles, both_at, y_at, 3, n),
+            ]);
             reference::rope(&rope, &cos, &sin, &mut x);
-            assert_close(&gpu.read(at, x.len()), &x, 1e-6, &format!("{rope:?}"));
+            reference::rope(&Rope { n_heads: 3, ..rope }, &cos, &sin, &mut y);
+            for (at, want) in [(at, &x), (both_at, &x), (y_at, &y)] {
+                assert_close(&gpu.read(at, want.len()), want, 1e-6, &format!("{rope:?}"));
+            }
         }
     }
     finished();
@@ -405,6 +442,40 @@ fn the_largest_values_come_first() {
     finished();
 }
 
+/// Says where the tests of this file run; a GPU that was asked for must be there.
+#[test]
+fn the_gpu_of_this_machine_runs_the_same_table() {
+    if common::real::is_wanted() {
+        match common::real::Device::open() {
+            Ok(device) => eprintln!("all tests of this file run on {}", device.name),
+            Err(e) => panic!("TRAMONTANE_TEST_GPU is set, but {e}"),
+        }
+    } else {
+        eprintln!("skipped on a GPU: only TRAMONTANE_TEST_GPU=1 says that there is one to test");
+    }
+}
+
+/// The way to a GPU itself: the driver's C interface, which the emulated driver has too.
+#[cfg(target_os = "linux")]
+#[test]
+fn the_way_to_a_gpu_works_with_the_emulated_driver() {
+    let program = std::env::current_exe().unwrap();
+    // The library is built beside the tests.
+    let library = program.with_file_name("libemulated_cuda.so");
+    let dir = std::env::temp_dir().join(format!("tramontane-kernels-{}", std::process::id()));
+    std::fs::create_dir_all(&dir).unwrap();
+    let _ = std::os::unix::fs::symlink(&library, dir.join("libcuda.so"));
+    let mut command = std::process::Command::new(program);
+    let some = ["norms", "several_matrices", "the_largest", "rotations", "packed_rows", "the_gpu"];
+    command.args(some).args(["--nocapture"]).env("TRAMONTANE_TEST_GPU", "1");
+    command.env("LD_LIBRARY_PATH", &dir).env("TRAMONTANE_EMULATED_CUDA", "on");
+    let output = command.output().unwrap();
+    std::fs::remove_dir_all(&dir).unwrap();
+    let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.contains("6 passed"), "{said}");
+    assert!(said.contains("run on Emulated GPU"), "{said}");
+}
+
 #[test]
 fn every_kernel_can_be_read_and_is_in_the_table_of_resources() {
     let resources = include_str!("../../../kernels/cuda/RESOURCES.md");
@@ -416,7 +487,7 @@ fn every_kernel_can_be_read_and_is_in_the_table_of_resources() {
 }
 
 /// The tests above that launch kernels.
-const TESTS: usize = 19;
+const TESTS: usize = 20;
 
 /// Called at the end of each test that launches kernels: after the last of them, all kernels must have run.
 fn finished() {

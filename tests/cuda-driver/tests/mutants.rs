@@ -4,30 +4,20 @@
 #[path = "common/attention.rs"]
 mod attention;
 mod common;
+#[path = "common/edits.rs"]
+mod edits;
 #[path = "common/packed.rs"]
 mod packed_weights;
-
-use std::panic::{AssertUnwindSafe, catch_unwind};
+#[path = "common/plant.rs"]
+mod plant;
 
 use attention::Setup;
 use common::Gpu;
+use edits::{halved, next_key_passes, nudged, nudged_field, replaced, unguarded_copies, without};
+use plant::{Mutant, WRONG, all_are_caught};
 use tramontane_kernels::cases::{AttentionCase, MatmulCase, Numbers, assert_close};
-use tramontane_kernels::cuda::{self, Cached, Element, Matmul, Norm, Packed};
+use tramontane_kernels::cuda::{self, Cached, Element, Input, Norm, Packed, Target};
 use tramontane_kernels::reference;
-
-/// A planted bug.
-struct Mutant {
-    what: &'static str,
-    kernel: &'static str,
-    change: fn(&str) -> String,
-    /// Runs the operation and panics where a check fails or the result is wrong.
-    probe: fn(&Gpu<'_>),
-    /// What the panic must say.
-    caught: &'static str,
-}
-
-/// A wrong result, as `assert_close` says it.
-const WRONG: &str = "expected";
 
 const MUTANTS: &[Mutant] = &[
     Mutant {
@@ -187,7 +177,7 @@ const MUTANTS: &[Mutant] = &[
     Mutant {
         what: "gemv: one row past the end",
         kernel: "gemv_f16_1",
-        change: |p| nudged(p, 3, 1),
+        change: |p| nudged_field(p, 16, 1),
         probe: gemv,
         caught: "GlobalBounds",
     },
@@ -208,14 +198,14 @@ const MUTANTS: &[Mutant] = &[
     Mutant {
         what: "packed gemv: one row past the end of the output",
         kernel: "gemv_q8_1",
-        change: |p| nudged(p, 3, 1),
+        change: |p| nudged_field(p, 16, 1),
         probe: gemv_q8,
         caught: "GlobalBounds",
     },
     Mutant {
         what: "packed gemv: one column past the end of the input",
         kernel: "gemv_q8_1",
-        change: |p| nudged(p, 4, 1),
+        change: |p| nudged(p, 2, 1),
         probe: gemv_q8,
         caught: "GlobalBounds",
     },
@@ -298,80 +288,6 @@ const MUTANTS: &[Mutant] = &[
     },
 ];
 
-/// The text without the `n`-th line that holds `needle`.
-fn without(ptx: &str, needle: &str, n: usize) -> String {
-    edited(ptx, needle, n, |_| String::new())
-}
-
-fn replaced(ptx: &str, from: &str, to: &str, n: usize) -> String {
-    edited(ptx, from, n, |line| line.replace(from, to))
-}
-
-/// The `n`-th line that holds `needle`, for every second lane only.
-fn halved(ptx: &str, needle: &str, n: usize) -> String {
-    let odd = "{ .reg .pred odd; .reg .b32 t; mov.u32 t, %tid.x; and.b32 t, t, 1; setp.eq.s32 odd, t, 0; @odd ";
-    edited(ptx, needle, n, |line| format!("{odd}{line} }}"))
-}
-
-/// A parameter that is off by `by`: a bound that is one too large, say.
-fn nudged(ptx: &str, param: usize, by: i32) -> String {
-    edited(ptx, &format!("_param_{param}];"), 0, |line| {
-        let register = line.split_whitespace().nth(1).expect("an operand").trim_end_matches(',');
-        let bits = if register.starts_with("%rd") { 64 } else { 32 };
-        format!("{line} add.s{bits} {register}, {register}, {by};")
-    })
-}
-
-/// Copies that read also where they should fill up with zeros, from where the next row would be.
-fn unguarded_copies(ptx: &str) -> String {
-    let line = |line: &str| {
-        if line.contains("selp.b32") && line.contains(", 16, 0, ") {
-            let register = line.split_whitespace().nth(1).expect("an operand");
-            return format!("mov.b32 {register} 16;");
-        }
-        let choice = line.contains("selp.b32") && line.contains(", 0, %p");
-        if choice {
-            let words: Vec<&str> = line.split_whitespace().collect();
-            return format!("mov.b32 {} {};", words[1], words[2].trim_end_matches(','));
-        }
-        line.to_owned()
-    };
-    ptx.lines().map(line).collect::<Vec<_>>().join("\n")
-}
-
-/// Causal masks that let the next key pass: `query >= key` becomes `query + 1 >= key`.
-fn next_key_passes(ptx: &str) -> String {
-    // The mask of each score is a pair of comparisons; the first of a pair is the causal one.
-    let (head, tail) = ptx.split_at(ptx.rfind("wait_group").expect("a wait"));
-    let (tail, rest) = tail.split_at(tail.rfind("bar.sync").expect("a barrier"));
-    // One comparison before them asks whether a mask is needed at all.
-    let mut first = false;
-    let line = |line: &str| {
-        let words: Vec<&str> = line.split_whitespace().collect();
-        if words.first() != Some(&"setp.ge.u32") {
-            return line.to_owned();
-        }
-        first = !first;
-        if first {
-            return line.to_owned();
-        }
-        let (query, key) = (words[2].trim_end_matches(','), words[3].trim_end_matches(';'));
-        format!(
-            "{{ .reg .b32 next; add.s32 next, {query}, 1; setp.ge.u32 {} next, {key}; }}",
-            words[1]
-        )
-    };
-    head.to_owned() + &tail.lines().map(line).collect::<Vec<_>>().join("\n") + rest
-}
-
-/// Changes the `n`-th line that holds `needle`.
-fn edited(ptx: &str, needle: &str, n: usize, change: impl Fn(&str) -> String) -> String {
-    let at = ptx.lines().enumerate().filter(|(_, l)| l.contains(needle)).nth(n);
-    let at = at.unwrap_or_else(|| panic!("no {n}-th `{needle}`")).0;
-    let line = |(i, l): (usize, &str)| if i == at { change(l) } else { l.to_owned() };
-    ptx.lines().enumerate().map(line).collect::<Vec<_>>().join("\n")
-}
-
 fn attention(gpu: &Gpu<'_>, n: usize, start: usize, n_heads: usize) {
     let case = AttentionCase {
         n,
@@ -411,8 +327,8 @@ fn matmul(gpu: &Gpu<'_>, element: Element, case: MatmulCase) {
     }
     let out = gpu.empty(4 * want.len());
     let w = gpu.elements(element, &w);
-    let m = Matmul { element, w, x: at, rounded, out, n: case.n, rows: case.rows, cols: case.cols };
-    gpu.run(&cuda::matmul(&m));
+    let input = Input { x: at, rounded, n: case.n, cols: case.cols };
+    gpu.run(&cuda::matmul(element, input, &[Target { w, out, rows: case.rows }]));
     assert_close(&gpu.read(out, want.len()), &want, case.tolerance(), "matmul");
 }
 
@@ -474,43 +390,8 @@ fn add(gpu: &Gpu<'_>) {
     assert_close(&gpu.read(x, 1000), &want, 0.0, "add");
 }
 
-/// What a panic said.
-fn message(panic: &(dyn std::any::Any + Send)) -> String {
-    let text = panic.downcast_ref::<String>().cloned();
-    text.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned())).unwrap_or_default()
-}
-
-#[test]
-fn the_probes_pass_without_a_planted_bug() {
-    for probe in [prefill, decode, gemm_bf16, gemm_f32, gemv, norm, top, add] {
-        probe(&Gpu::new());
-    }
-}
-
 #[test]
 fn every_planted_bug_is_caught() {
-    let mut missed = Vec::new();
-    for mutant in MUTANTS {
-        let edit = |name: &str, ptx: String| {
-            if name != mutant.kernel {
-                return ptx;
-            }
-            let changed = (mutant.change)(&ptx);
-            assert_ne!(changed, ptx, "{}: the change changes nothing", mutant.what);
-            changed
-        };
-        let run = || (mutant.probe)(&Gpu::edited(&edit));
-        match catch_unwind(AssertUnwindSafe(run)) {
-            Ok(()) => missed.push(format!("{}: not caught", mutant.what)),
-            Err(panic) => {
-                let text = message(&*panic);
-                println!("{}: {text}", mutant.what);
-                if !text.contains(mutant.caught) {
-                    missed.push(format!("{}: caught as: {text}", mutant.what));
-                }
-            }
-        }
-    }
-    assert!(missed.is_empty(), "{missed:#?}");
+    all_are_caught(MUTANTS);
     assert!(MUTANTS.len() >= 12);
 }

@@ -4,9 +4,7 @@
 use std::fmt::Write as _;
 
 use tramontane_kernels::cpu::elementwise::{Activation, Rope, RopeStyle};
-use tramontane_kernels::cuda::{
-    self, AttendArgs, Cached, Element, Launch, Matmul, Norm, PackedMatmul,
-};
+use tramontane_kernels::cuda::{self, AttendArgs, Cached, Element, Input, Launch, Norm, Target};
 use tramontane_kernels::packed::Format;
 
 /// Mistral 7B v0.3.
@@ -47,12 +45,13 @@ impl Token {
         self.bytes += bytes;
     }
 
-    fn product(&mut self, format: Format, rows: usize, cols: usize) {
-        let (w, x, rounded, out, n) = (0, 0, 0, 0, 1);
-        let packed = |format| {
-            cuda::matmul_packed(&PackedMatmul { format, w, x, rounded, out, n, rows, cols })
-        };
-        let dense = |element| cuda::matmul(&Matmul { element, w, x, rounded, out, n, rows, cols });
+    /// Products of one input with matrices of so many rows each.
+    fn products(&mut self, format: Format, rows: &[usize], cols: usize) {
+        let input = Input { x: 0, rounded: 0, n: 1, cols };
+        let target = |&rows: &usize| Target { w: 0, out: 0, rows };
+        let targets: Vec<Target> = rows.iter().map(target).collect();
+        let packed = |format| cuda::matmul_packed(format, input, &targets);
+        let dense = |element| cuda::matmul(element, input, &targets);
         let launches = match format {
             Format::Q8 => packed(cuda::Packed::Q8),
             Format::Q4 => packed(cuda::Packed::Q4),
@@ -60,21 +59,23 @@ impl Token {
             Format::F16 => dense(Element::F16),
             Format::Bf16 => dense(Element::Bf16),
         };
-        self.run(&launches, format.packed_len(rows, cols).unwrap_or(0));
-        self.operations += 2 * rows * cols;
+        let bytes = rows.iter().map(|rows| format.packed_len(*rows, cols).unwrap_or(0)).sum();
+        self.run(&launches, bytes);
+        self.operations += 2 * rows.iter().sum::<usize>() * cols;
     }
 
-    fn norm(&mut self) {
+    /// A norm; where `adds`, it first adds what the last layer left.
+    fn norm(&mut self, adds: bool) {
         let norm = Norm { weight: 0, bias: 0, width: HIDDEN, eps: 1e-5, centred: false };
-        self.run(&[cuda::norm(&norm, 0, 0, 0, 1)], 12 * HIDDEN);
+        let moved = if adds { 20 * HIDDEN } else { 12 * HIDDEN };
+        self.run(&[cuda::norm(&norm, 0, 0, 0, 1)], moved);
     }
 
     fn attention(&mut self) {
         let (style, offset, head_dim) = (RopeStyle::Halves, 0, HEAD_DIM);
-        for n_heads in [HEADS, KV_HEADS] {
-            let rope = Rope { n_heads, head_dim, offset, rotary_dim: HEAD_DIM, style };
-            self.run(&[cuda::rotate(&rope, 0, 0, 0, 1)], 8 * n_heads * HEAD_DIM);
-        }
+        let rope = Rope { n_heads: HEADS, head_dim, offset, rotary_dim: HEAD_DIM, style };
+        let rotate = cuda::rotate_both(&rope, [0, 0], 0, 0, KV_HEADS, 1);
+        self.run(&[rotate], 8 * (HEADS + KV_HEADS) * HEAD_DIM);
         let heads = cuda::CacheHeads { n_kv_heads: KV_HEADS, k_dim: HEAD_DIM, v_dim: HEAD_DIM };
         self.run(
             &[cuda::store(Cached::Float(Element::F16), 0, [0, 0], heads, [PAST, 1])],
@@ -102,29 +103,26 @@ impl Token {
         self.operations += 4 * (PAST + 1) * HEADS * HEAD_DIM;
     }
 
-    fn layer(&mut self, format: Format) {
+    fn layer(&mut self, format: Format, number: usize) {
         let (width, kv_width) = (HEADS * HEAD_DIM, KV_HEADS * HEAD_DIM);
-        self.norm();
-        for rows in [width, kv_width, kv_width] {
-            self.product(format, rows, HIDDEN);
-        }
+        self.norm(number > 0);
+        self.products(format, &[width, kv_width, kv_width], HIDDEN);
         self.attention();
-        self.product(format, HIDDEN, width);
-        self.run(&[cuda::add(0, 0, HIDDEN)], 12 * HIDDEN);
-        self.norm();
-        self.product(format, INNER, HIDDEN);
-        self.product(format, INNER, HIDDEN);
+        self.products(format, &[HIDDEN], width);
+        self.norm(true);
+        self.products(format, &[INNER, INNER], HIDDEN);
         self.run(&[cuda::gate(Activation::Silu, 0, 0, INNER)], 12 * INNER);
-        self.product(format, HIDDEN, INNER);
-        self.run(&[cuda::add(0, 0, HIDDEN)], 12 * HIDDEN);
+        self.products(format, &[HIDDEN], INNER);
     }
 
     fn new(format: Format) -> Self {
         let mut token = Self::default();
         token.run(&[cuda::embed(Element::Bf16, 0, 0, 0, 1, HIDDEN)], 6 * HIDDEN);
-        (0..LAYERS).for_each(|_| token.layer(format));
-        token.norm();
-        token.product(if format == Format::Q4 { Format::Q8 } else { format }, VOCAB, HIDDEN);
+        (0..LAYERS).for_each(|number| token.layer(format, number));
+        token.run(&[cuda::add(0, 0, HIDDEN)], 12 * HIDDEN);
+        token.norm(false);
+        let head = if format == Format::Q4 { Format::Q8 } else { format };
+        token.products(head, &[VOCAB], HIDDEN);
         // Greedy decoding: the best token, and one more to see whether it ties.
         token.run(&cuda::top(0, VOCAB, 2, [0, 0]).0, 4 * VOCAB);
         token

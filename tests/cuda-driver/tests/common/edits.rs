@@ -17,7 +17,16 @@ pub(crate) fn halved(ptx: &str, needle: &str, n: usize) -> String {
 
 /// A parameter that is off by `by`: a bound that is one too large, say.
 pub(crate) fn nudged(ptx: &str, param: usize, by: i32) -> String {
-    edited(ptx, &format!("_param_{param}];"), 0, |line| {
+    nudged_where(ptx, &format!("_param_{param}];"), by)
+}
+
+/// The same for a field of the structure that is the first parameter, `offset` bytes from its start.
+pub(crate) fn nudged_field(ptx: &str, offset: usize, by: i32) -> String {
+    nudged_where(ptx, &format!("_param_0+{offset}];"), by)
+}
+
+fn nudged_where(ptx: &str, needle: &str, by: i32) -> String {
+    edited(ptx, needle, 0, |line| {
         let register = line.split_whitespace().nth(1).expect("an operand").trim_end_matches(',');
         let bits = if register.starts_with("%rd") { 64 } else { 32 };
         format!("{line} add.s{bits} {register}, {register}, {by};")

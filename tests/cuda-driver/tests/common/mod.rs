@@ -1,4 +1,6 @@
-//! A device with the committed kernels, for tests.
+//! A device with the committed kernels, for tests: the emulated one, or with `TRAMONTANE_TEST_GPU=1` the GPU of this machine.
+
+pub(crate) mod real;
 
 use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap};
@@ -21,23 +23,36 @@ pub(crate) fn has_run(kernel: &str) -> bool {
 /// A change of a kernel's text: what to find and what to put in its place.
 pub(crate) type Edit<'a> = &'a dyn Fn(&str, String) -> String;
 
-/// An emulated device that loads kernels when they are first launched.
+/// What runs the kernels.
+enum Machine {
+    Emulated(Device),
+    Real(real::Device),
+}
+
+/// A device that loads kernels when they are first launched.
 pub(crate) struct Gpu<'a> {
-    pub(crate) device: Device,
+    machine: Machine,
     kernels: RefCell<HashMap<&'static str, Rc<Kernel>>>,
     edit: Edit<'a>,
 }
 
 impl Gpu<'static> {
+    /// The device that tests of the shipped kernels run on.
     pub(crate) fn new() -> Self {
-        Gpu::edited(&|_, ptx| ptx)
+        let mut gpu = Gpu::edited(&|_, ptx| ptx);
+        if real::is_wanted() {
+            let device = real::Device::open();
+            let device = device.unwrap_or_else(|e| panic!("TRAMONTANE_TEST_GPU is set, but {e}"));
+            gpu.machine = Machine::Real(device);
+        }
+        gpu
     }
 }
 
 impl<'a> Gpu<'a> {
-    /// A device whose kernels are changed by `edit` (name, PTX) before they are loaded.
+    /// An emulated device whose kernels are changed by `edit` (name, PTX) before they are loaded.
     pub(crate) fn edited(edit: Edit<'a>) -> Self {
-        Gpu { device: Device::new(1 << 30), kernels: RefCell::default(), edit }
+        Gpu { machine: Machine::Emulated(Device::new(1 << 30)), kernels: RefCell::default(), edit }
     }
 
     fn kernel(&self, name: &'static str) -> Rc<Kernel> {
@@ -53,12 +68,18 @@ impl<'a> Gpu<'a> {
 
     /// Uninitialised memory.
     pub(crate) fn empty(&self, bytes: usize) -> u64 {
-        self.device.alloc(bytes.max(1)).expect("memory")
+        match &self.machine {
+            Machine::Emulated(device) => device.alloc(bytes.max(1)).expect("memory"),
+            Machine::Real(device) => device.alloc(bytes.max(1)).unwrap_or_else(|e| panic!("{e}")),
+        }
     }
 
     pub(crate) fn bytes(&self, bytes: &[u8]) -> u64 {
         let at = self.empty(bytes.len());
-        assert!(self.device.write(at, bytes));
+        match &self.machine {
+            Machine::Emulated(device) => assert!(device.write(at, bytes)),
+            Machine::Real(device) => device.write(at, bytes).unwrap_or_else(|e| panic!("{e}")),
+        }
         at
     }
 
@@ -82,7 +103,10 @@ impl<'a> Gpu<'a> {
             let offsets: Vec<usize> = kernel.params.iter().map(|p| p.offset).collect();
             assert!(l.args.offsets().eq(offsets), "{}: parameters do not match", l.kernel);
             let shape = Shape { grid: l.grid, block: [l.block, 1, 1], shared: l.shared };
-            self.device.launch(&kernel, shape, l.args.bytes())?;
+            match &self.machine {
+                Machine::Emulated(device) => device.launch(&kernel, shape, l.args.bytes())?,
+                Machine::Real(device) => device.launch(l).map_err(LaunchError::Invalid)?,
+            }
             RAN.lock().expect("no panic while it is held").insert(l.kernel);
         }
         Ok(())
@@ -98,9 +122,14 @@ impl<'a> Gpu<'a> {
     /// Reads `n` f32 that must have been written.
     #[track_caller]
     pub(crate) fn read(&self, at: u64, n: usize) -> Vec<f32> {
-        assert!(self.device.initialised(at, 4 * n), "results that nobody wrote");
         let mut bytes = vec![0; 4 * n];
-        assert!(self.device.read(at, &mut bytes));
+        match &self.machine {
+            Machine::Emulated(device) => {
+                assert!(device.initialised(at, 4 * n), "results that nobody wrote");
+                assert!(device.read(at, &mut bytes));
+            }
+            Machine::Real(device) => device.read(at, &mut bytes).unwrap_or_else(|e| panic!("{e}")),
+        }
         bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
     }
 }

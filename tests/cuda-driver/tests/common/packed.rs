@@ -2,7 +2,7 @@
 
 use tramontane_kernels::cases::{MatmulCase, Numbers};
 use tramontane_kernels::cpu::pack::pack;
-use tramontane_kernels::cuda::{self, Element, Packed, PackedMatmul};
+use tramontane_kernels::cuda::{self, Element, Input, Launch, Packed, Target};
 use tramontane_kernels::formats::{Dense, Matrix};
 use tramontane_kernels::memory::Arena;
 use tramontane_kernels::packed::Format as PackedFormat;
@@ -45,7 +45,45 @@ pub(crate) fn matmul_on(
         gpu.run(&[cuda::round(Element::F16, at, rounded, n * cols)]);
     }
     let (w, out) = (gpu.bytes(&bytes), gpu.empty(4 * want.len()));
-    let m = PackedMatmul { format, w, x: at, rounded, out, n, rows, cols };
-    gpu.run(&cuda::matmul_packed(&m));
+    let input = Input { x: at, rounded, n, cols };
+    gpu.run(&cuda::matmul_packed(format, input, &[Target { w, out, rows }]));
     (gpu.read(out, want.len()), want, tolerance)
+}
+
+/// How a matrix lies in memory.
+#[allow(dead_code, reason = "not every test needs it")]
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Layout {
+    Dense(Element),
+    Packed(Packed),
+}
+
+#[allow(dead_code, reason = "not every test needs it")]
+pub(crate) const PACKED: [Layout; 2] = [Layout::Packed(Packed::Q8), Layout::Packed(Packed::Q4)];
+
+#[allow(dead_code, reason = "not every test needs it")]
+impl Layout {
+    /// To what `n` inputs are rounded, where they are.
+    pub(crate) fn rounding(self, n: usize, cols: usize) -> Option<Element> {
+        let element = match self {
+            Self::Dense(element) => element,
+            Self::Packed(_) => Element::F16,
+        };
+        (cuda::rounded_bytes(element, n, cols) > 0).then_some(element)
+    }
+
+    /// A matrix on the device.
+    pub(crate) fn matrix(self, gpu: &Gpu<'_>, w: &[f32], rows: usize, cols: usize) -> u64 {
+        match self {
+            Self::Dense(element) => gpu.elements(element, w),
+            Self::Packed(format) => gpu.bytes(&pack_as(format, w, rows, cols).0),
+        }
+    }
+
+    pub(crate) fn matmul(self, input: Input, targets: &[Target]) -> Vec<Launch> {
+        match self {
+            Self::Dense(element) => cuda::matmul(element, input, targets),
+            Self::Packed(format) => cuda::matmul_packed(format, input, targets),
+        }
+    }
 }
