@@ -11,7 +11,7 @@
 //!
 //! A single token is bound by memory, and a core that reads one stream may leave some of it unused: the hardware looks
 //! ahead in each stream only so far. So the run of panels is cut into equal pieces, which are read side by side, as many as
-//! [`streams`] says; asking for the data beforehand with prefetch instructions made it worse wherever it was tried.
+//! `streams` says; asking for the data beforehand with prefetch instructions made it worse wherever it was tried.
 
 use std::marker::PhantomData;
 use std::ops::Range;
