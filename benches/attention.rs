@@ -14,6 +14,7 @@ use tramontane_kernels::cases::Numbers;
 use tramontane_kernels::cpu::attention::{
     Attention, BLOCK, KvBlock, KvFormat, KvShape, KvView, attend,
 };
+use tramontane_kernels::memory::Recycler;
 
 /// Query heads, key/value heads and their width: CroissantLLM 1.3B, Mistral 7B, SmolLM2 135M, the 350M shape of
 /// `benches/peers`.
@@ -57,12 +58,13 @@ fn attention(
     };
     let shape = KvShape { n_kv_heads, k_dim: dim, v_dim: dim, format };
     let values = Numbers::new(1).normal(n_kv_heads * BLOCK * dim);
-    let mut block = KvBlock::new(shape);
-    block.store(machine.isa, 0, &values, &values);
+    let mut block = KvBlock::new(shape, &Recycler::new()).expect("memory");
+    block.store(machine.isa, &machine.pool, 0, &values, &values);
     let blocks = (depth + n).div_ceil(BLOCK);
     let layers =
         if n == 1 { ((128 << 20) / (blocks * shape.block_bytes())).clamp(1, 400) } else { 1 };
-    let views: Vec<_> = (0..layers * blocks).map(|_| Arc::new(block.clone())).collect();
+    let views: Vec<_> =
+        (0..layers * blocks).map(|_| Arc::new(block.try_clone().expect("memory"))).collect();
     let q = Numbers::new(2).normal(n * n_heads * dim);
     let mut out = vec![0.0; q.len()];
     let time = time(|| {

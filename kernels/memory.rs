@@ -1,10 +1,15 @@
-//! Memory for weights: zeroed, aligned to 2 MiB, with huge pages asked for.
+//! Memory for weights and caches: zeroed, aligned to 2 MiB, with huge pages asked for.
 //!
 //! A decoded token reads every weight once, so address translation is paid for every 4 KiB page of them; with pages of
 //! 2 MiB the same machine reads a quarter faster (31 instead of 25 GB/s where this was measured, more under load).
 
+use std::collections::HashMap;
 use std::fmt;
-use std::sync::Arc;
+use std::marker::PhantomData;
+use std::ops::{Deref, DerefMut};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use half::f16;
 
 use crate::platform::Mapping;
 
@@ -23,7 +28,7 @@ pub struct OutOfMemory {
 
 impl fmt::Display for OutOfMemory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "no memory for {} bytes of weights", self.bytes)
+        write!(f, "no memory for {} bytes", self.bytes)
     }
 }
 
@@ -95,9 +100,151 @@ impl fmt::Debug for Block {
     }
 }
 
+/// Numbers whose bytes may be anything, zeros above all.
+///
+/// # Safety
+/// Every pattern of bytes is a value, none of them is padding, and none needs dropping.
+pub(crate) unsafe trait Plain: Copy {}
+// SAFETY: a number.
+unsafe impl Plain for f32 {}
+// SAFETY: a number in 16 bits.
+unsafe impl Plain for f16 {}
+// SAFETY: a number.
+unsafe impl Plain for i8 {}
+
+/// Memory for what comes and goes, as the blocks of caches do: pieces that are dropped are handed out again, and when
+/// the last one is dropped, the system gets all of it back.
+#[derive(Clone, Default)]
+pub struct Recycler(Arc<Mutex<Stock>>);
+
+#[derive(Default)]
+struct Stock {
+    arena: Arena,
+    /// Pieces that nobody has, by length.
+    free: HashMap<usize, Vec<Block>>,
+    /// Pieces that somebody has.
+    taken: usize,
+}
+
+impl Recycler {
+    /// No memory yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    fn stock(&self) -> MutexGuard<'_, Stock> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// `len` numbers, all zero.
+    pub(crate) fn take<T: Plain>(&self, len: usize) -> Result<Piece<T>, OutOfMemory> {
+        let bytes = len * size_of::<T>();
+        let mut stock = self.stock();
+        let used = stock.free.get_mut(&bytes).and_then(Vec::pop);
+        let mut block = match used {
+            Some(block) => block,
+            None => {
+                let block = stock.arena.take(bytes)?;
+                stock.taken += 1;
+                return Ok(self.piece(block, len));
+            }
+        };
+        stock.taken += 1;
+        drop(stock);
+        block.bytes_mut().fill(0);
+        Ok(self.piece(block, len))
+    }
+
+    fn piece<T>(&self, block: Block, len: usize) -> Piece<T> {
+        Piece { block: Some(block), len, home: self.clone(), numbers: PhantomData }
+    }
+}
+
+impl fmt::Debug for Recycler {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Recycler({} pieces in use)", self.stock().taken)
+    }
+}
+
+/// Numbers in the memory of a [`Recycler`].
+pub(crate) struct Piece<T> {
+    /// There until the piece is dropped.
+    block: Option<Block>,
+    len: usize,
+    home: Recycler,
+    numbers: PhantomData<T>,
+}
+
+impl<T: Plain> Piece<T> {
+    /// A piece with the same content.
+    pub(crate) fn try_clone(&self) -> Result<Self, OutOfMemory> {
+        let mut copy = self.home.take(self.len)?;
+        copy.copy_from_slice(self);
+        Ok(copy)
+    }
+}
+
+impl<T> Drop for Piece<T> {
+    fn drop(&mut self) {
+        let mut stock = self.home.stock();
+        stock.taken -= 1;
+        if stock.taken == 0 {
+            // The piece's own block goes after the others, with this function.
+            (stock.arena, stock.free) = (Arena::new(), HashMap::new());
+        } else if let Some(block) = self.block.take() {
+            stock.free.entry(block.len).or_default().push(block);
+        }
+    }
+}
+
+impl<T: Plain> Deref for Piece<T> {
+    type Target = [T];
+    fn deref(&self) -> &[T] {
+        let bytes = self.block.as_ref().map_or(&[][..], Block::as_ref);
+        // SAFETY: any bytes are numbers, blocks are aligned to cache lines, and `take` made it as long as that.
+        unsafe { std::slice::from_raw_parts(bytes.as_ptr().cast(), self.len) }
+    }
+}
+
+impl<T: Plain> DerefMut for Piece<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        let bytes = self.block.as_mut().map_or(&mut [][..], Block::bytes_mut);
+        // SAFETY: as above.
+        unsafe { std::slice::from_raw_parts_mut(bytes.as_mut_ptr().cast(), self.len) }
+    }
+}
+
+impl<T> fmt::Debug for Piece<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Piece({} numbers)", self.len)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn dropped_pieces_are_handed_out_again_as_zeros() {
+        let memory = Recycler::new();
+        let (mut a, b) = (memory.take::<f32>(100).unwrap(), memory.take::<f16>(7).unwrap());
+        a.fill(3.0);
+        let copy = a.try_clone().unwrap();
+        let place = a.as_ptr();
+        drop(a);
+        assert_eq!((copy.len(), copy[99], b.len(), b[6]), (100, 3.0, 7, f16::ZERO));
+        let again = memory.take::<i8>(400).unwrap();
+        assert_eq!(again.as_ptr().cast(), place, "as many bytes: the same memory");
+        assert!(again.iter().all(|&x| x == 0));
+        drop((again, b, copy));
+        let stock = memory.stock();
+        assert!(stock.taken == 0 && stock.free.is_empty() && stock.arena.chunk.is_none());
+    }
+
+    #[test]
+    fn more_numbers_than_there_can_be_are_an_error() {
+        assert!(Recycler::new().take::<i8>(usize::MAX / 2).is_err());
+    }
 
     #[test]
     fn blocks_are_zeroed_apart_and_outlive_the_arena() {

@@ -53,16 +53,23 @@ impl Machine {
     /// Measures the ceilings and prints them. `BENCH_THREADS` overrides the number of threads.
     pub(crate) fn measure() -> Self {
         let threads = std::env::var("BENCH_THREADS").ok().and_then(|n| n.parse().ok());
-        let pool = Pool::new(threads.unwrap_or_else(default_threads));
+        let machine = Self::with_threads(threads.unwrap_or_else(default_threads));
+        println!(
+            "{:?}, {} threads: read {:.1} GB/s, f32 {:.0} GFLOP/s",
+            machine.isa,
+            machine.pool.n_threads(),
+            machine.bandwidth / 1e9,
+            machine.flops / 1e9
+        );
+        machine
+    }
+
+    /// Measures the ceilings of some threads.
+    pub(crate) fn with_threads(threads: usize) -> Self {
+        let pool = Pool::new(threads);
         let isa = Isa::from_env().unwrap_or_else(|error| panic!("{error}"));
         let bandwidth = read_bandwidth(&pool).unwrap_or_else(|error| panic!("{error}"));
         let flops = flops(&pool);
-        println!(
-            "{isa:?}, {} threads: read {:.1} GB/s, f32 {:.0} GFLOP/s",
-            pool.n_threads(),
-            bandwidth / 1e9,
-            flops / 1e9
-        );
         Self { isa, pool, bandwidth, flops }
     }
 }

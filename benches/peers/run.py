@@ -1,17 +1,19 @@
 """tramontane beside other engines: the same weights and threads, in turn, several rounds; medians and ratios.
 
-    python3 benches/peers/run.py --scratch /tmp/peers --shape 1.3b --rounds 5
+    python3 benches/peers/run.py --scratch /tmp/peers --shape 1.3b --formats q4 --tests pp512,tg32,tg32@4096
 
 Installs the peers from PyPI into the scratch folder (llama.cpp is compiled there for this machine: a C++ compiler and
 a quarter of an hour, once), makes a seeded random checkpoint of a real shape, writes it as GGUF, quantises that with
-llama.cpp's own tool, and runs every engine in a process of its own, one after the other, again and again. Build
-tramontane first: cargo build --release. Leave the machine alone meanwhile.
+llama.cpp's own tool, and builds our side. Then all engines load the model, each in a process of its own, and are asked
+for one test after the other, in turn: a machine that is faster at times is so for all of them. A ratio is the median of
+the rounds' ratios. Leave the machine alone meanwhile.
 """
 
 import argparse
 import glob
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -54,7 +56,7 @@ def python_of(engine, scratch):
 
 
 def prepare(a):
-    """The checkpoint and its GGUF files."""
+    """The folder of the checkpoint; beside it lie its GGUF files, with the same name and that of the format."""
     python = python_of("ik_llama.cpp", a.scratch)
     folder = f"{a.scratch}/{a.shape}"
     code = (
@@ -66,43 +68,81 @@ def prepare(a):
     for name in sum((FORMATS[f] for f in a.formats), []):
         path = f"{folder}-{name}.gguf"
         if not os.path.exists(path):
-            command = [tool, "--pure", f"{folder}-bf16.gguf", path + ".part", name, str(a.threads)]
+            command = [tool, "--pure", f"{folder}-bf16.gguf", path + ".part", name, str(max(a.threads))]
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             os.replace(path + ".part", path)
     return folder
 
 
-def ours(a, folder, fmt):
-    """Tokens per second of prompt and generation, by the program's own bench."""
-    command = [a.tramontane, "bench", "-m", folder, "-t", str(a.threads), "--format", fmt, "--kv", a.kv, "-r", "1"]
-    command += ["-p", str(a.prompt), "-n", str(a.generate), "-d", str(a.depth), "--device", "cpu", "-o", "json"]
-    out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    records = json.loads(out)
-    speed = lambda key: next((r["avg_ts"] for r in records if r[key]), None)
-    return speed("n_prompt"), speed("n_gen")
+def ours():
+    """Our side of the comparison, built."""
+    command = ["cargo", "bench", "-q", "--bench", "peer", "--no-run", "--message-format", "json"]
+    out = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
+    records = [json.loads(line) for line in out.splitlines()]
+    return next(r["executable"] for r in records if r.get("target", {}).get("name") == "peer")
 
 
-def theirs(a, engine, path, *more):
-    command = [python_of(engine, a.scratch), f"{HERE}/worker.py", engine, path, "--threads", str(a.threads)]
-    command += ["--prompt", str(a.prompt), "--generate", str(a.generate), "--depth", str(a.depth), "--kv", a.kv, *more]
-    env = dict(os.environ, RAYON_NUM_THREADS=str(a.threads))
-    out = subprocess.run(command, check=True, capture_output=True, text=True, env=env).stdout
-    record = json.loads(out.strip().splitlines()[-1])
-    return record.get("prompt_t_s"), record.get("generate_t_s")
-
-
-def candle(a, folder):
-    """candle-transformers' Llama, by the small program beside this file."""
-    manifest = f"{HERE}/candle/Cargo.toml"
+def candle(a):
+    """The small program beside this file, built: candle-transformers' Llama."""
     target = f"{a.scratch}/candle-target"
-    build = ["cargo", "build", "-q", "--release", "--manifest-path", manifest, "--target-dir", target]
-    subprocess.run(build, check=True)
-    program = f"{target}/release/peer-candle"
-    command = [program, folder, "f32", str(a.prompt), str(a.generate)]
-    env = dict(os.environ, RAYON_NUM_THREADS=str(a.threads))
-    out = subprocess.run(command, check=True, capture_output=True, text=True, env=env).stdout
-    record = json.loads(out.strip().splitlines()[-1])
-    return record["prefill_tok_s"], record["decode_tok_s"]
+    command = ["cargo", "build", "-q", "--release", "--manifest-path", f"{HERE}/candle/Cargo.toml", "--target-dir", target]
+    subprocess.run(command, check=True)
+    return f"{target}/release/peer-candle"
+
+
+class Engine:
+    """A process that has loaded the model and answers tests: see worker.py."""
+
+    def __init__(self, threads, command):
+        env = dict(os.environ, RAYON_NUM_THREADS=str(threads))
+        pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen([str(word) for word in command], env=env, **pipes)
+        self.read()
+
+    def read(self):
+        line = self.process.stdout.readline()
+        if not line:
+            sys.exit(f"{self.process.args} ended: {self.process.wait()}")
+        return json.loads(line)
+
+    def ask(self, **test):
+        self.process.stdin.write(json.dumps(test) + "\n")
+        self.process.stdin.flush()
+        return self.read()
+
+    def end(self):
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def engines_for(a, folder, fmt, threads, context):
+    """The engines that can take a format, each with the name of what it makes of it; ours first."""
+    started = {("tramontane", fmt): Engine(threads, [a.ours, folder, fmt, a.kv, threads])}
+    for engine in a.engines:
+        if engine == "candle":
+            if fmt == "bf16":
+                started[engine, "f32"] = Engine(threads, [candle(a), folder, "f32"])
+            continue
+        worker = [python_of(engine, a.scratch), f"{HERE}/worker.py", engine]
+        options = ["--threads", threads, "--context", context, "--kv", a.kv]
+        if engine in ("llama.cpp", "ik_llama.cpp"):
+            for name in FORMATS[fmt]:
+                started[engine, name] = Engine(threads, [*worker, f"{folder}-{name}.gguf", *options])
+        elif engine == "mistral.rs":
+            more = ["--quantization", IN_SITU[fmt]] if IN_SITU[fmt] else []
+            started[engine, IN_SITU[fmt] or fmt] = Engine(threads, [*worker, folder, *options, *more])
+        elif engine == "transformers" and fmt == "bf16":
+            started[engine, "bf16"] = Engine(threads, [*worker, folder, *options])
+    return started
+
+
+def test_of(text):
+    """`pp512`, `tg32` or `tg32@4096` as the fields of a test."""
+    match = re.fullmatch(r"(pp|tg)(\d+)(?:@(\d+))?", text)
+    if not match:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected pp512 or tg32, with a depth pp512@4096")
+    kind, n, depth = match[1], int(match[2]), int(match[3] or 0)
+    return {"name": text, "prompt": n if kind == "pp" else 0, "generate": 0 if kind == "pp" else n, "depth": depth}
 
 
 def main():
@@ -111,56 +151,65 @@ def main():
     parser.add_argument("--shape", default="1.3b", choices=["350m", "1.3b", "7b"])
     parser.add_argument("--formats", default="q4,q8,bf16", type=lambda text: text.split(","))
     parser.add_argument("--engines", default="llama.cpp,ik_llama.cpp", type=engines, help=", ".join(ENGINES))
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--prompt", type=int, default=512)
-    parser.add_argument("--generate", type=int, default=32)
-    parser.add_argument("--depth", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=[2], nargs="+")
+    parser.add_argument("--tests", default="pp512,tg32", type=lambda text: [test_of(t) for t in text.split(",")])
     parser.add_argument("--kv", default="f16", choices=["f16", "q8"])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--tramontane", default=f"{ROOT}/target/release/tramontane")
     a = parser.parse_args()
+    a.ours = ours()
+    context = max(t["depth"] + max(t["prompt"], t["generate"]) for t in a.tests) + 64
     folder = prepare(a)
-
     for fmt in a.formats:
-        runs = {("tramontane", fmt): lambda fmt=fmt: ours(a, folder, fmt)}
-        for engine in a.engines:
-            if engine in ("llama.cpp", "ik_llama.cpp"):
-                for name in FORMATS[fmt]:
-                    path = f"{folder}-{name}.gguf"
-                    runs[engine, name] = lambda engine=engine, path=path: theirs(a, engine, path)
-            elif engine == "mistral.rs":
-                more = ["--quantization", IN_SITU[fmt]] if IN_SITU[fmt] else []
-                runs[engine, IN_SITU[fmt] or fmt] = lambda more=more: theirs(a, "mistral.rs", folder, *more)
-            elif engine == "transformers" and fmt == "bf16":
-                runs[engine, "bf16"] = lambda: theirs(a, "transformers", folder)
-            elif engine == "candle" and fmt == "bf16":
-                runs[engine, "f32"] = lambda: candle(a, folder)
-        table(fmt, measure(runs, a.rounds))
+        for threads in a.threads:
+            started = engines_for(a, folder, fmt, threads, context)
+            print(f"\n{a.shape} {fmt}, {threads} threads, {a.kv} cache, {a.rounds} rounds; t/s (ours : theirs)")
+            table(a.tests, started, a.rounds)
+            for engine in started.values():
+                engine.end()
 
 
-def measure(runs, rounds):
-    """The results of each engine, all engines in turn in each round."""
-    results = {key: [] for key in runs}
+def measure(test, started, rounds):
+    """The speeds of each engine, one for each round, and what share of the machine's ceiling ours are."""
+    test = dict(test)
+    name = test.pop("name")
+    speeds, shares = {key: [] for key in started}, []
+    own = next(iter(started.values()))
     for i in range(rounds):
-        for key, run in runs.items():
-            results[key].append(run())
-            print(f"round {i + 1} of {rounds}: {key[0]} {key[1]} {results[key][-1]}", file=sys.stderr)
-    return results
+        for key, engine in started.items():
+            before = own.ask(ceilings=True) if engine is own else None
+            answer = engine.ask(**test)
+            speeds[key].append(answer["t_s"])
+            if engine is own:
+                after = own.ask(ceilings=True)
+                shares.append(share(test, answer, before, after))
+            print(f"{name}, round {i + 1} of {rounds}: {key[0]} {key[1]} {answer['t_s']:.1f}", file=sys.stderr)
+    return speeds, shares
 
 
-def table(fmt, results):
-    """Medians, and how many times faster we are."""
-    def median(values):
-        values = [v for v in values if v is not None]
-        return statistics.median(values) if values else None
+def share(test, answer, before, after):
+    """How near a speed is to the ceiling: for tokens the memory's bandwidth, for prompts f32 multiply-adds."""
+    if test["prompt"]:
+        return answer["t_s"] * 2 * answer["parameters_per_token"] / max(before["flops"], after["flops"])
+    return answer["t_s"] * answer["bytes_per_token"] * 2 / (before["bandwidth"] + after["bandwidth"])
 
-    medians = {key: [median(column) for column in zip(*rows)] for key, rows in results.items()}
-    own = medians["tramontane", fmt]
-    show = lambda v: "–" if v is None else f"{v:.1f}"
-    print(f"\n| {fmt} | prompt t/s | ours : theirs | generation t/s | ours : theirs |\n|---|--:|--:|--:|--:|")
-    for (engine, name), row in medians.items():
-        ratio = ["–" if a is None or b is None else f"{b / a:.2f}" for a, b in zip(row, own)]
-        print(f"| {engine} {name} | {show(row[0])} | {ratio[0]} | {show(row[1])} | {ratio[1]} |")
+
+def table(tests, started, rounds):
+    """Medians of each engine, and how many times faster we are: the median of the rounds' ratios."""
+    columns = [measure(test, started, rounds) for test in tests]
+    print("| | " + " | ".join(test["name"] for test in tests) + " |")
+    print("|---|" + "--:|" * len(tests))
+    own = next(iter(started))
+    for key in started:
+        cells = []
+        for speeds, shares in columns:
+            cell = f"{statistics.median(speeds[key]):.1f}"
+            if key == own:
+                cell += f" ({100 * statistics.median(shares):.0f} % of the ceiling)"
+            else:
+                ratios = [mine / theirs for mine, theirs in zip(speeds[own], speeds[key])]
+                cell += f" ({statistics.median(ratios):.2f})"
+            cells.append(cell)
+        print(f"| {key[0]} {key[1]} | " + " | ".join(cells) + " |")
     sys.stdout.flush()
 
 

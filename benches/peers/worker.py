@@ -1,10 +1,14 @@
-"""One engine, one model, one process: tokens per second of prompts and of generation, as a line of JSON.
+"""One engine, one model, one process, for as many tests as are asked for: tokens per second of prompts and of tokens.
 
-    worker.py ENGINE MODEL --threads 2 --prompt 512 --generate 64 --depth 0 --kv f16
+    worker.py ENGINE MODEL --threads 2 --context 4352 --kv f16
 
 ENGINE is `llama.cpp`, `ik_llama.cpp`, `transformers` or `mistral.rs`; MODEL a GGUF file, or a folder for the last two.
-Every figure comes after an uncounted run. Only the forward passes are inside the timer, as in llama-bench; mistral.rs
-can only be asked for texts, and its figures are those that it reports itself.
+Once the model is loaded, how long that took goes to stdout; then each line of stdin is a test, such as
+`{"prompt": 512, "generate": 0, "depth": 0}`, and is answered with its speed. All lines are JSON, as in `ours.rs`, and an
+engine that has no work sleeps, so several can wait side by side and be asked in turn.
+
+Only the forward passes are inside the timer, as in llama-bench; mistral.rs can only be asked for texts, and its figures
+are those that it reports itself.
 """
 
 import argparse
@@ -21,27 +25,27 @@ def ids(n):
 
 
 class Forward:
-    """An engine that is given tokens: `clear` forgets all, `forward` takes some more."""
+    """An engine that is given tokens: `forward` takes some more, `truncate` forgets those from a place on."""
 
-    def measure(self, a):
-        self.clear()
+    position = 0
+
+    def warm_up(self):
         self.forward(ids(32))
         self.forward([5])
-        result = {}
-        if a.prompt:
+
+    def measure(self, prompt, generate, depth):
+        # What a test at a depth needs in the cache stays there for the next one.
+        if self.position < depth or depth == 0 or not self.truncate(depth):
             self.clear()
-            self.forward(ids(a.depth))
-            start = time.perf_counter()
-            self.forward(ids(a.prompt))
-            result["prompt_t_s"] = a.prompt / (time.perf_counter() - start)
-        if a.generate:
-            self.clear()
-            self.forward(ids(max(a.depth, 1)))
-            start = time.perf_counter()
-            for token in ids(a.generate):
+            self.position = 0
+            self.forward(ids(depth))
+        start = time.perf_counter()
+        if prompt:
+            self.forward(ids(prompt))
+        else:
+            for token in ids(generate):
                 self.forward([token])
-            result["generate_t_s"] = a.generate / (time.perf_counter() - start)
-        return result
+        return max(prompt, generate) / (time.perf_counter() - start)
 
 
 class Llama(Forward):
@@ -83,7 +87,14 @@ class Llama(Forward):
             self.api.llama_kv_cache_clear(self.context)
         else:
             self.api.llama_memory_clear(self.api.llama_get_memory(self.context), True)
-        self.position = 0
+
+    def truncate(self, depth):
+        if self.fork:
+            done = self.api.llama_kv_cache_seq_rm(self.context, 0, depth, -1)
+        else:
+            done = self.api.llama_memory_seq_rm(self.api.llama_get_memory(self.context), 0, depth, -1)
+        self.position = depth
+        return done
 
     def forward(self, tokens):
         batch = self.batch
@@ -110,12 +121,20 @@ class Transformers(Forward):
         self.torch = torch
         self.model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16)
 
+        self.cache = None
+
     def clear(self):
         self.cache = None
+
+    def truncate(self, depth):
+        self.cache.crop(depth)
+        self.position = depth
+        return True
 
     def forward(self, tokens):
         if not tokens:
             return
+        self.position += len(tokens)
         with self.torch.inference_mode():
             out = self.model(self.torch.tensor([tokens]), past_key_values=self.cache, use_cache=True, logits_to_keep=1)
             self.cache = out.past_key_values
@@ -153,14 +172,13 @@ class MistralRs:
         request = self.request(prompt=prompt, model="peer", max_tokens=n_generate, temperature=0.0)
         return self.runner.send_completion_request(request).usage
 
-    def measure(self, a):
+    def warm_up(self):
         self.run(32, 2)
-        result = {}
-        if a.prompt:
-            result["prompt_t_s"] = self.run(a.prompt, 1).avg_prompt_tok_per_sec
-        if a.generate:
-            result["generate_t_s"] = self.run(max(a.depth, 1), a.generate + 1).avg_compl_tok_per_sec
-        return result
+
+    def measure(self, prompt, generate, depth):
+        if prompt:
+            return self.run(prompt, 1).avg_prompt_tok_per_sec
+        return self.run(max(depth, 1), generate + 1).avg_compl_tok_per_sec
 
 
 @contextlib.contextmanager
@@ -179,13 +197,10 @@ def main():
     parser.add_argument("engine")
     parser.add_argument("model")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--prompt", type=int, default=512)
-    parser.add_argument("--generate", type=int, default=64)
-    parser.add_argument("--depth", type=int, default=0)
+    parser.add_argument("--context", type=int, default=1024)
     parser.add_argument("--kv", default="f16")
     parser.add_argument("--quantization", help="of mistral.rs: q4k, q8_0, or none")
     a = parser.parse_args()
-    context = a.depth + max(a.prompt, a.generate) + 64
     with quiet():
         start = time.perf_counter()
         if a.engine == "transformers":
@@ -193,10 +208,15 @@ def main():
         elif a.engine == "mistral.rs":
             engine = MistralRs(a.model, a.quantization)
         else:
-            engine = Llama(a.engine, a.model, a.threads, context, a.kv)
-        result = {"engine": a.engine, "load_s": time.perf_counter() - start}
-        result |= engine.measure(a)
-    print(json.dumps(result))
+            engine = Llama(a.engine, a.model, a.threads, a.context, a.kv)
+        answer({"load_s": time.perf_counter() - start})
+        engine.warm_up()
+        for line in sys.stdin:
+            answer({"t_s": engine.measure(**json.loads(line))})
+
+
+def answer(record):
+    print(json.dumps(record), flush=True)
 
 
 if __name__ == "__main__":

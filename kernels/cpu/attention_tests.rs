@@ -1,5 +1,6 @@
 use super::*;
 use crate::cases::{ATTENTION, AttentionCase, Numbers, assert_close, assert_same_bits};
+use crate::memory::Recycler;
 use crate::reference;
 
 const FORMATS: [KvFormat; 3] = [KvFormat::F32, KvFormat::F16, KvFormat::Q8];
@@ -10,25 +11,29 @@ struct Cache {
     blocks: Vec<Arc<KvBlock>>,
 }
 
+fn new_block(shape: KvShape) -> KvBlock {
+    KvBlock::new(shape, &Recycler::new()).expect("memory")
+}
+
 impl Cache {
     fn new(case: &AttentionCase, format: KvFormat, isa: Isa) -> Self {
-        let mut numbers = Numbers::new(case.start as u64);
+        let (mut numbers, pool) = (Numbers::new(case.start as u64), Pool::new(2));
         let AttentionCase { n_kv_heads, k_dim, v_dim, .. } = *case;
         let end = case.start + case.n;
         let from = case.window.map_or(0, |window| (case.start + 1).saturating_sub(window));
         let first = from / BLOCK * BLOCK;
         let block = |at: usize| {
             let n = BLOCK.min(end - first - at);
-            let mut block = KvBlock::new(KvShape { n_kv_heads, k_dim, v_dim, format });
+            let mut block = new_block(KvShape { n_kv_heads, k_dim, v_dim, format });
             let nothing = |dim| vec![f32::NAN; BLOCK * n_kv_heads * dim];
-            block.store(isa, 0, &nothing(k_dim), &nothing(v_dim));
+            block.store(isa, &pool, 0, &nothing(k_dim), &nothing(v_dim));
             // In two steps, as a prompt and a first token would.
             for (at, n) in [(0, n / 2), (n / 2, n - n / 2)] {
                 let (k, v) = (
                     numbers.normal(n * n_kv_heads * k_dim),
                     numbers.normal(n * n_kv_heads * v_dim),
                 );
-                block.store(isa, at, &k, &v);
+                block.store(isa, &pool, at, &k, &v);
             }
             Arc::new(block)
         };
@@ -117,7 +122,9 @@ fn what_a_later_token_holds_changes_no_bit_of_an_earlier_one() {
         let mut poisoned = cache.blocks.clone();
         let row = case.n_kv_heads * case.k_dim;
         let nan = vec![f32::NAN; row];
-        Arc::make_mut(&mut poisoned[1]).store(isa, 139 - BLOCK, &nan, &nan);
+        let mut block = poisoned[1].try_clone().unwrap();
+        block.store(isa, &Pool::new(1), 139 - BLOCK, &nan, &nan);
+        poisoned[1] = Arc::new(block);
         let kv = KvView { first: 0, blocks: &poisoned };
         attend(isa, &Pool::new(1), &a, &q, case.start, &kv, &mut outs[1]);
         let before = 19 * case.n_heads * case.v_dim;
@@ -133,8 +140,8 @@ fn scores_of_minus_infinity_give_zeros_and_nan_stays() {
             let case = AttentionCase { start: 9, ..ATTENTION[0] };
             let shape_of_block =
                 KvShape { n_kv_heads: 1, k_dim: 8, v_dim: 8, format: KvFormat::F32 };
-            let mut block = KvBlock::new(shape_of_block);
-            block.store(isa, 0, &[key; 8 * BLOCK], &[1.0; 8 * BLOCK]);
+            let mut block = new_block(shape_of_block);
+            block.store(isa, &Pool::new(1), 0, &[key; 8 * BLOCK], &[1.0; 8 * BLOCK]);
             let blocks = [Arc::new(block)];
             let mut out = [5.0; 8];
             let kv = KvView { first: 0, blocks: &blocks };

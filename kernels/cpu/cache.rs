@@ -9,10 +9,11 @@ use std::ops::Range;
 
 use half::f16;
 
-use super::elementwise::f32_to_f16;
-use super::math::{larger, to_i8};
-use super::simd::{Kernel, Simd};
-use crate::Isa;
+use super::input::largest_magnitude;
+use super::shared::SharedMut;
+use super::simd::{Kernel, LANES, Simd};
+use crate::memory::{OutOfMemory, Piece, Recycler};
+use crate::{Isa, Pool};
 
 /// Positions of a block: with heads of 128 in f16, its keys are 32 KiB for each head.
 pub const BLOCK: usize = 128;
@@ -48,7 +49,7 @@ pub struct KvShape {
 }
 
 /// [`BLOCK`] positions of one layer.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct KvBlock {
     shape: KvShape,
     pub(crate) keys: Elements,
@@ -56,31 +57,57 @@ pub struct KvBlock {
 }
 
 /// The keys or the values of a block.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) enum Elements {
-    F32(Vec<f32>),
-    F16(Vec<f16>),
+    F32(Piece<f32>),
+    F16(Piece<f16>),
     Q8 {
-        values: Vec<i8>,
+        values: Piece<i8>,
         /// Of keys `[n_kv_heads, panels, groups, KEYS]`, of values `[n_kv_heads, BLOCK]`.
-        scales: Vec<f32>,
+        scales: Piece<f32>,
     },
 }
 
 impl Elements {
-    fn new(format: KvFormat, len: usize, n_scales: usize) -> Self {
-        match format {
-            KvFormat::F32 => Self::F32(vec![0.0; len]),
-            KvFormat::F16 => Self::F16(vec![f16::ZERO; len]),
-            KvFormat::Q8 => Self::Q8 { values: vec![0; len], scales: vec![0.0; n_scales] },
+    fn new(
+        memory: &Recycler,
+        format: KvFormat,
+        len: usize,
+        n_scales: usize,
+    ) -> Result<Self, OutOfMemory> {
+        Ok(match format {
+            KvFormat::F32 => Self::F32(memory.take(len)?),
+            KvFormat::F16 => Self::F16(memory.take(len)?),
+            KvFormat::Q8 => Self::Q8 { values: memory.take(len)?, scales: memory.take(n_scales)? },
+        })
+    }
+
+    fn try_clone(&self) -> Result<Self, OutOfMemory> {
+        Ok(match self {
+            Self::F32(values) => Self::F32(values.try_clone()?),
+            Self::F16(values) => Self::F16(values.try_clone()?),
+            Self::Q8 { values, scales } => {
+                Self::Q8 { values: values.try_clone()?, scales: scales.try_clone()? }
+            }
+        })
+    }
+
+    /// The elements, for several threads to fill.
+    fn places(&mut self) -> Places<'_> {
+        match self {
+            Self::F32(values) => Places::F32(SharedMut::new(values)),
+            Self::F16(values) => Places::F16(SharedMut::new(values)),
+            Self::Q8 { values, scales } => {
+                Places::Q8 { values: SharedMut::new(values), scales: SharedMut::new(scales) }
+            }
         }
     }
 
     fn bytes(&self) -> usize {
         match self {
-            Self::F32(values) => size_of_val(values.as_slice()),
-            Self::F16(values) => size_of_val(values.as_slice()),
-            Self::Q8 { values, scales } => values.len() + size_of_val(scales.as_slice()),
+            Self::F32(values) => size_of_val(&**values),
+            Self::F16(values) => size_of_val(&**values),
+            Self::Q8 { values, scales } => values.len() + size_of_val(&**scales),
         }
     }
 
@@ -131,14 +158,27 @@ impl KvShape {
 
 impl KvBlock {
     /// A block without content.
-    pub fn new(shape: KvShape) -> Self {
+    ///
+    /// # Errors
+    /// When there is no memory for it.
+    pub fn new(shape: KvShape, memory: &Recycler) -> Result<Self, OutOfMemory> {
         let KvShape { n_kv_heads, k_dim, v_dim, format } = shape;
         let positions = n_kv_heads * BLOCK;
-        Self {
+        let groups = k_dim.div_ceil(GROUP);
+        Ok(Self {
             shape,
-            keys: Elements::new(format, positions * k_dim, positions * k_dim.div_ceil(GROUP)),
-            values: Elements::new(format, positions * v_dim, positions),
-        }
+            keys: Elements::new(memory, format, positions * k_dim, positions * groups)?,
+            values: Elements::new(memory, format, positions * v_dim, positions)?,
+        })
+    }
+
+    /// A block with the same content, in memory of the same kind.
+    ///
+    /// # Errors
+    /// When there is no memory for it.
+    pub fn try_clone(&self) -> Result<Self, OutOfMemory> {
+        let (keys, values) = (self.keys.try_clone()?, self.values.try_clone()?);
+        Ok(Self { shape: self.shape, keys, values })
     }
 
     /// Its shape.
@@ -167,98 +207,165 @@ impl KvBlock {
     ///
     /// # Panics
     /// When the tokens leave the block, or lengths do not fit together.
-    pub fn store(&mut self, isa: Isa, at: usize, keys: &[f32], values: &[f32]) {
+    pub fn store(&mut self, isa: Isa, pool: &Pool, at: usize, keys: &[f32], values: &[f32]) {
         let shape @ KvShape { n_kv_heads, k_dim, v_dim, .. } = self.shape;
         let n = keys.len().checked_div(n_kv_heads * k_dim).unwrap_or(0);
         let lengths = (n * n_kv_heads * k_dim, n * n_kv_heads * v_dim);
         assert_eq!((keys.len(), values.len()), lengths, "keys and values to store");
         assert!(at + n <= BLOCK, "{n} tokens at place {at} of a block of {BLOCK}");
-        for (row, key) in keys.chunks_exact(k_dim.max(1)).enumerate() {
-            if n == 1 && row + 1 < n_kv_heads {
-                let (next, _) = shape.key(row + 1, at - at % KEYS, 0);
-                isa.run(Ask(self.keys.bytes_of(next..next + k_dim * KEYS)));
-            }
-            store_key(isa, shape, &mut self.keys, row % n_kv_heads, at + row / n_kv_heads, key);
-        }
-        for (row, value) in values.chunks_exact(v_dim.max(1)).enumerate() {
-            let place = row % n_kv_heads * BLOCK + at + row / n_kv_heads;
-            store_value(isa, &mut self.values, place, value);
+        let (k, v) = (self.keys.places(), self.values.places());
+        let store = |head| isa.run(Store { shape, at, head, keys, values, k: &k, v: &v });
+        // A region costs more than to store a few heads.
+        if keys.len() + values.len() < 1 << 11 {
+            (0..n_kv_heads).for_each(store);
+        } else {
+            pool.run(n_kv_heads, &store);
         }
     }
 }
 
-/// Asks for memory that will be written here and there. The elements of a single token's key lie in as many lines, which
-/// the weights have driven out of the caches since the last token: waiting for each was 2.5 % of a token's time.
-struct Ask<'a>(&'a [u8]);
+/// The keys or the values of a block, for several threads to fill.
+enum Places<'a> {
+    F32(SharedMut<'a, f32>),
+    F16(SharedMut<'a, f16>),
+    Q8 { values: SharedMut<'a, i8>, scales: SharedMut<'a, f32> },
+}
 
-impl Kernel for Ask<'_> {
+/// Writes the keys and values of one head.
+struct Store<'a> {
+    shape: KvShape,
+    at: usize,
+    head: usize,
+    /// Of all heads.
+    keys: &'a [f32],
+    values: &'a [f32],
+    k: &'a Places<'a>,
+    v: &'a Places<'a>,
+}
+
+impl Kernel for Store<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        (0..self.0.len()).step_by(64).for_each(|at| s.prefetch(self.0, at));
+        let KvShape { n_kv_heads, k_dim, v_dim, .. } = self.shape;
+        let tokens = self.keys.chunks_exact((n_kv_heads * k_dim).max(1)).len();
+        // The elements of a key lie in as many lines, which the weights have driven out of the caches since the last
+        // token. They are asked for at once: waiting for each was 2.5 % of a token's time.
+        if tokens == 1 {
+            self.ask(s);
+        }
+        for token in 0..tokens {
+            let row = token * n_kv_heads + self.head;
+            let place = self.head * BLOCK + self.at + token;
+            store_value(s, self.v, place, &self.values[row * v_dim..][..v_dim]);
+        }
+        for token in 0..tokens {
+            let row = token * n_kv_heads + self.head;
+            self.store_key(s, self.at + token, &self.keys[row * k_dim..][..k_dim]);
+        }
     }
 }
 
-fn store_key(
-    isa: Isa,
-    shape: KvShape,
-    keys: &mut Elements,
-    head: usize,
-    place: usize,
-    key: &[f32],
-) {
-    let (first, first_scale) = shape.key(head, place, 0);
-    match keys {
-        Elements::F32(to) => {
-            for (to, x) in to[first..].iter_mut().step_by(KEYS).zip(key) {
-                *to = *x;
+impl Store<'_> {
+    /// Asks for the panel into which a key is written.
+    #[inline(always)]
+    fn ask<S: Simd>(&self, s: S) {
+        let (first, _) = self.shape.key(self.head, self.at - self.at % KEYS, 0);
+        let len = KEYS * self.shape.k_dim;
+        // SAFETY: nobody else writes to this head's panel, and nothing is read here.
+        let panel = unsafe {
+            match self.k {
+                Places::F32(to) => to.slice(first, len).align_to().1,
+                Places::F16(to) => to.slice(first, len).align_to().1,
+                Places::Q8 { values, .. } => values.slice(first, len).align_to().1,
             }
-        }
-        Elements::F16(to) => {
-            let mut half = [f16::ZERO; 128];
-            for (to, key) in to[first..].chunks_mut(128 * KEYS).zip(key.chunks(128)) {
-                f32_to_f16(isa, key, &mut half[..key.len()]);
-                for (to, x) in to.iter_mut().step_by(KEYS).zip(&half[..key.len()]) {
-                    *to = *x;
+        };
+        (0..panel.len()).step_by(64).for_each(|at| s.prefetch(panel, at));
+    }
+
+    #[inline(always)]
+    fn store_key<S: Simd>(&self, s: S, place: usize, key: &[f32]) {
+        let (first, first_scale) = self.shape.key(self.head, place, 0);
+        for (i, key) in key.chunks(GROUP).enumerate() {
+            let (at, len) = (first + i * GROUP * KEYS, (key.len() - 1) * KEYS + 1);
+            // SAFETY: each head's elements belong to one part.
+            unsafe {
+                match self.k {
+                    Places::F32(to) => spread(key, to.slice(at, len)),
+                    Places::F16(to) => {
+                        let mut half = [f16::ZERO; GROUP];
+                        narrow(s, key, &mut half);
+                        spread(&half[..key.len()], to.slice(at, len));
+                    }
+                    Places::Q8 { values, scales } => {
+                        let mut bytes = [0; GROUP];
+                        let scale = quantize(s, key, &mut bytes);
+                        spread(&bytes[..key.len()], values.slice(at, len));
+                        scales.slice(first_scale + i * KEYS, 1)[0] = scale;
+                    }
                 }
             }
         }
-        Elements::Q8 { values, scales } => {
-            let groups = values[first..].chunks_mut(GROUP * KEYS).zip(key.chunks(GROUP));
-            let scales = scales[first_scale..].iter_mut().step_by(KEYS);
-            for ((to, key), scale) in groups.zip(scales) {
-                *scale = unit(key);
-                for (to, x) in to.iter_mut().step_by(KEYS).zip(key) {
-                    *to = round(*x, *scale);
-                }
+    }
+}
+
+/// Writes the elements of a key to their places in a panel.
+#[inline(always)]
+fn spread<T: Copy>(key: &[T], to: &mut [T]) {
+    for (to, x) in to.iter_mut().step_by(KEYS).zip(key) {
+        *to = *x;
+    }
+}
+
+#[inline(always)]
+fn store_value<S: Simd>(s: S, to: &Places<'_>, place: usize, value: &[f32]) {
+    let (at, len) = (place * value.len(), value.len());
+    // SAFETY: each head's elements belong to one part.
+    unsafe {
+        match to {
+            Places::F32(to) => to.slice(at, len).copy_from_slice(value),
+            Places::F16(to) => narrow(s, value, to.slice(at, len)),
+            Places::Q8 { values, scales } => {
+                scales.slice(place, 1)[0] = quantize(s, value, values.slice(at, len));
             }
         }
     }
 }
 
-fn store_value(isa: Isa, values: &mut Elements, place: usize, value: &[f32]) {
-    let range = place * value.len()..(place + 1) * value.len();
-    match values {
-        Elements::F32(to) => to[range].copy_from_slice(value),
-        Elements::F16(to) => f32_to_f16(isa, value, &mut to[range]),
-        Elements::Q8 { values, scales } => {
-            scales[place] = unit(value);
-            for (to, x) in values[range].iter_mut().zip(value) {
-                *to = round(*x, scales[place]);
-            }
-        }
+/// Rounds to half precision.
+#[inline(always)]
+fn narrow<S: Simd>(s: S, from: &[f32], to: &mut [f16]) {
+    let (whole, rest) = from.as_chunks::<LANES>();
+    let (to, to_rest) = to[..from.len()].as_chunks_mut::<LANES>();
+    for (from, to) in whole.iter().zip(to) {
+        s.store_f16(s.load(from), to);
     }
+    let mut last = [f16::ZERO; LANES];
+    s.store_f16(s.load_some(rest, 0.0), &mut last);
+    to_rest.copy_from_slice(&last[..rest.len()]);
 }
 
-/// The unit in which the largest magnitude is 127; NaN where one is not finite.
-fn unit(values: &[f32]) -> f32 {
-    let top = values.iter().fold(0.0, |top, x| larger(top, x.abs()));
-    if top.is_finite() { top / 127.0 } else { f32::NAN }
-}
-
-/// A number in a unit; 0 where the unit is 0 or NaN.
-fn round(x: f32, unit: f32) -> i8 {
-    if unit == 0.0 { 0 } else { to_i8(x / unit) }
+/// Rounds to multiples of the unit in which the largest magnitude is 127, and gives that unit: NaN where an element is
+/// not finite.
+#[inline(always)]
+fn quantize<S: Simd>(s: S, from: &[f32], to: &mut [i8]) -> f32 {
+    let unit = largest_magnitude(s, from) / 127.0;
+    let to = &mut to[..from.len()];
+    // What is divided by a zero or by NaN does not matter, but shall be the same everywhere.
+    if unit == 0.0 || unit.is_nan() {
+        to.fill(0);
+        return unit;
+    }
+    let divisor = s.splat(unit);
+    let (whole, rest) = from.as_chunks::<LANES>();
+    let (to, to_rest) = to.as_chunks_mut::<LANES>();
+    for (from, to) in whole.iter().zip(to) {
+        s.store_i8(s.div(s.load(from), divisor), to);
+    }
+    let mut last = [0; LANES];
+    s.store_i8(s.div(s.load_some(rest, 0.0), divisor), &mut last);
+    to_rest.copy_from_slice(&last[..rest.len()]);
+    unit
 }
 
 #[cfg(test)]
@@ -268,25 +375,31 @@ mod tests {
 
     #[test]
     fn what_is_stored_is_read_back() {
+        let heads = [(3, 40, 12), (8, 128, 128)];
+        let pairs = || Isa::available().into_iter().flat_map(|isa| heads.map(|head| (isa, head)));
         for (format, tolerance) in
             [(KvFormat::F32, 0.0), (KvFormat::F16, 2e-3), (KvFormat::Q8, 0.02)]
         {
-            let shape = KvShape { n_kv_heads: 3, k_dim: 40, v_dim: 12, format };
-            let (keys, values) = (Numbers::new(1).normal(5 * 120), Numbers::new(2).normal(5 * 36));
-            let mut block = KvBlock::new(shape);
-            block.store(Isa::best(), 13, &keys, &values);
-            assert_eq!(block.bytes(), shape.block_bytes());
-            for token in 0..5 {
-                for head in 0..3 {
-                    let key =
-                        |d| block.key(head, 13 + token, d) - keys[(token * 3 + head) * 40 + d];
-                    assert!((0..40).all(|d| key(d).abs() <= tolerance), "{format:?}");
-                    let value =
-                        |d| block.value(head, 13 + token, d) - values[(token * 3 + head) * 12 + d];
-                    assert!((0..12).all(|d| value(d).abs() <= tolerance), "{format:?}");
+            for (isa, (n_kv_heads, k_dim, v_dim)) in pairs() {
+                let shape = KvShape { n_kv_heads, k_dim, v_dim, format };
+                let keys = Numbers::new(1).normal(5 * n_kv_heads * k_dim);
+                let values = Numbers::new(2).normal(5 * n_kv_heads * v_dim);
+                let mut block = KvBlock::new(shape, &Recycler::new()).unwrap();
+                block.store(isa, &Pool::new(2), 13, &keys, &values);
+                let block = block.try_clone().unwrap();
+                assert_eq!(block.bytes(), shape.block_bytes());
+                for (row, key) in keys.chunks_exact(k_dim).enumerate() {
+                    let (head, place) = (row % n_kv_heads, 13 + row / n_kv_heads);
+                    let error = |(d, x): (usize, &f32)| (block.key(head, place, d) - x).abs();
+                    assert!(key.iter().enumerate().all(|x| error(x) <= tolerance), "{format:?}");
                 }
+                for (row, value) in values.chunks_exact(v_dim).enumerate() {
+                    let (head, place) = (row % n_kv_heads, 13 + row / n_kv_heads);
+                    let error = |(d, x): (usize, &f32)| (block.value(head, place, d) - x).abs();
+                    assert!(value.iter().enumerate().all(|x| error(x) <= tolerance), "{format:?}");
+                }
+                assert_eq!((block.key(0, 12, 0), block.value(2, 18, 11)), (0.0, 0.0));
             }
-            assert_eq!((block.key(0, 12, 0), block.value(2, 18, 11)), (0.0, 0.0));
         }
     }
 
@@ -294,10 +407,10 @@ mod tests {
     fn what_is_not_finite_stays_so_in_eight_bits() {
         let shape = KvShape { n_kv_heads: 1, k_dim: 64, v_dim: 4, format: KvFormat::Q8 };
         for bad in [f32::NAN, f32::INFINITY] {
-            let mut block = KvBlock::new(shape);
+            let mut block = KvBlock::new(shape, &Recycler::new()).unwrap();
             let mut key = [1.0; 64];
             key[40] = bad;
-            block.store(Isa::best(), 0, &key, &[1.0, bad, 1.0, 1.0]);
+            block.store(Isa::best(), &Pool::new(1), 0, &key, &[1.0, bad, 1.0, 1.0]);
             assert!(block.key(0, 0, 40).is_nan() && block.value(0, 0, 1).is_nan());
             assert!((block.key(0, 0, 3) - 1.0).abs() < 1e-6, "the other group is whole");
         }

@@ -302,7 +302,7 @@ fn quantize<S: Simd>(s: S, row: &[f32], places: &Places<'_>, kinds: Kinds, at: P
     let top = largest_magnitude(s, row);
     if kinds.words {
         let mut words = [0_i16; SPAN];
-        let scale = round_to(s, row, top, f32::from(i16::MAX), |i, v| words[i] = v as i16);
+        let scale = round_to(s, row, top, f32::from(i16::MAX), &mut words);
         // SAFETY: each tile of each span belongs to one part.
         let (to, scales) = unsafe {
             (places.words.slice(start, padded * tokens), places.word_scales.slice(scale_at, 1))
@@ -312,7 +312,7 @@ fn quantize<S: Simd>(s: S, row: &[f32], places: &Places<'_>, kinds: Kinds, at: P
     }
     if kinds.bytes {
         let mut bytes = [0_i8; SPAN];
-        let scale = round_to(s, row, top, f32::from(i8::MAX), |i, v| bytes[i] = v as i8);
+        let scale = round_to(s, row, top, f32::from(i8::MAX), &mut bytes);
         // SAFETY: as above.
         let scales = unsafe { places.byte_scales.slice(scale_at, 1) };
         scales[0] = scale;
@@ -352,45 +352,56 @@ fn store_bytes(bytes: &[i8], start: usize, places: &Places<'_>, kinds: Kinds, at
 
 /// The largest magnitude of a row; NaN where an element is not finite.
 #[inline(always)]
-fn largest_magnitude<S: Simd>(s: S, row: &[f32]) -> f32 {
+pub(crate) fn largest_magnitude<S: Simd>(s: S, row: &[f32]) -> f32 {
     let (whole, rest) = row.as_chunks::<LANES>();
+    let rest = s.lanes(s.load_some(rest, 0.0));
     let (mut top, mut not_finite) = (s.splat(0.0), s.splat(0.0));
-    let mut look = |v| {
+    for v in whole.iter().chain([&rest]) {
+        let v = s.load(v);
         top = s.max(top, s.max(v, s.sub(s.splat(0.0), v)));
         // Infinity and NaN times zero are NaN.
         not_finite = s.mul_add(v, s.splat(0.0), not_finite);
-    };
-    whole.iter().for_each(|v| look(s.load(v)));
-    look(s.load_some(rest, 0.0));
+    }
     s.largest(top) + s.sum(not_finite)
 }
 
-/// Rounds a row to whole multiples of `top / limit`, and gives that unit.
+/// Integers that activations are rounded to.
+trait Whole: Sized {
+    fn store<S: Simd>(s: S, v: S::F, to: &mut [Self; LANES]);
+}
+
+impl Whole for i8 {
+    #[inline(always)]
+    fn store<S: Simd>(s: S, v: S::F, to: &mut [Self; LANES]) {
+        s.store_i8(v, to);
+    }
+}
+
+impl Whole for i16 {
+    #[inline(always)]
+    fn store<S: Simd>(s: S, v: S::F, to: &mut [Self; LANES]) {
+        s.store_i16(v, to);
+    }
+}
+
+/// Rounds a row to whole multiples of `top / limit`, and gives that unit. What is behind the row stays zero.
 #[inline(always)]
-fn round_to<S: Simd>(
-    s: S,
-    row: &[f32],
-    top: f32,
-    limit: f32,
-    mut store: impl FnMut(usize, i32),
-) -> f32 {
+fn round_to<S: Simd, T: Whole>(s: S, row: &[f32], top: f32, limit: f32, to: &mut [T; SPAN]) -> f32 {
     // Where all is next to nothing, the reciprocal of the unit would be infinite.
     if top < 1e-30 {
         return 0.0;
     }
-    let inverse = s.splat(limit / top);
-    let (whole, rest) = row.as_chunks::<LANES>();
-    let mut eight = |i: usize, v, n: usize| {
-        let lanes = s.lanes(s.round(s.mul(v, inverse)));
-        for (j, v) in lanes.into_iter().enumerate().take(n) {
-            // SAFETY: rounded values of magnitude `limit` at most; NaN is caught below.
-            store(i * LANES + j, unsafe { v.to_int_unchecked::<i32>() });
-        }
-    };
     if top.is_nan() {
         return f32::NAN;
     }
-    whole.iter().enumerate().for_each(|(i, v)| eight(i, s.load(v), LANES));
-    eight(whole.len(), s.load_some(rest, 0.0), rest.len());
+    let inverse = s.splat(limit / top);
+    let (whole, rest) = row.as_chunks::<LANES>();
+    let (to, _) = to.as_chunks_mut::<LANES>();
+    for (to, v) in to.iter_mut().zip(whole) {
+        T::store(s, s.mul(s.load(v), inverse), to);
+    }
+    if !rest.is_empty() {
+        T::store(s, s.mul(s.load_some(rest, 0.0), inverse), &mut to[whole.len()]);
+    }
     top / limit
 }

@@ -121,7 +121,8 @@ fn add_scaled<const T: usize>(sums: [__m512; T], scales: &[f32], totals: &mut To
 fn q8_single<const P: usize>(panels: [&[u8]; P], input: &Input, mut totals: [&mut Totals; P]) {
     for span in 0..input.spans() {
         let (start, columns) = input.integers(span, 0);
-        let w = panels.map(|panel| q8_span(panel, span));
+        let mut w = [&[][..]; P];
+        w.iter_mut().zip(panels).for_each(|(w, panel)| *w = q8_span(panel, span));
         let sums = q8_dot::<P, 1>(w, &input.words[start..start + columns]);
         for (sums, totals) in sums.into_iter().zip(&mut totals) {
             add_scaled(sums, &input.word_scales[span..], totals);
@@ -223,7 +224,8 @@ fn add_pairs(mut sum: __m512i, w: __m512i, x: &[i16; 2]) -> __m512i {
 fn q4_single<const P: usize>(panels: [&[u8]; P], input: &Input, totals: &mut [&mut Totals; P]) {
     for span in 0..input.spans() {
         let (start, columns) = input.integers(span, 0);
-        let w = panels.map(|panel| q4_span(panel, span));
+        let mut w = [&[][..]; P];
+        w.iter_mut().zip(panels).for_each(|(w, panel)| *w = q4_span(panel, span));
         let offsets = &input.offsets[start / 16..][..columns / 16];
         let sums = q4_dot::<P, 1>(w, &input.bytes[start..start + columns], offsets);
         for (sums, totals) in sums.into_iter().zip(&mut *totals) {

@@ -58,6 +58,10 @@ pub(crate) trait Simd: Copy {
     fn nearest(self, v: Self::F, table: &[i8; 64]) -> Self::F;
     /// To the nearest, ties to even.
     fn store_f16(self, v: Self::F, to: &mut [f16; LANES]);
+    /// Rounds numbers of magnitude 127.5 at most, ties to even. Any value for NaN.
+    fn store_i8(self, v: Self::F, to: &mut [i8; LANES]);
+    /// Rounds numbers of magnitude 32767.5 at most, ties to even. Any value for NaN.
+    fn store_i16(self, v: Self::F, to: &mut [i16; LANES]);
 
     /// Asks for the line at place `at` of what will be read soon, where the instruction set can. The place may lie
     /// behind the end.
@@ -213,6 +217,14 @@ impl Simd for Portable {
     fn store_f16(self, v: Self::F, to: &mut [f16; LANES]) {
         *to = v.map(f16::from_f32_const);
     }
+    #[inline(always)]
+    fn store_i8(self, v: Self::F, to: &mut [i8; LANES]) {
+        *to = self.round(v).map(|v| v as i8);
+    }
+    #[inline(always)]
+    fn store_i16(self, v: Self::F, to: &mut [i16; LANES]) {
+        *to = self.round(v).map(|v| v as i16);
+    }
 }
 
 /// f16 to f32 without branches, so that the loop around it vectorises.
@@ -261,6 +273,19 @@ mod avx2 {
     #[target_feature(enable = "avx2,fma,f16c")]
     pub(crate) fn avx2_door<K: Kernel>(token: Avx2, kernel: K) -> K::Output {
         kernel.run(token)
+    }
+
+    /// Rounds to 16 bits; what is too large becomes the largest.
+    ///
+    /// # Safety
+    /// The CPU must have AVX2.
+    #[inline(always)]
+    unsafe fn to_i16(v: __m256) -> __m128i {
+        // SAFETY: the caller promises the instructions.
+        unsafe {
+            let whole = _mm256_cvtps_epi32(v);
+            _mm_packs_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256::<1>(whole))
+        }
     }
 
     /// Defines methods that are one intrinsic each.
@@ -341,6 +366,12 @@ mod avx2 {
                 to.as_mut_ptr().cast(),
                 _mm256_cvtps_ph::<{ _MM_FROUND_TO_NEAREST_INT }>(v),
             );
+            store_i8(v: __m256, to: &mut [i8; LANES]) -> () = {
+                let whole = to_i16(v);
+                _mm_storel_epi64(to.as_mut_ptr().cast(), _mm_packs_epi16(whole, whole));
+            };
+            store_i16(v: __m256, to: &mut [i16; LANES]) -> () =
+                _mm_storeu_si128(to.as_mut_ptr().cast(), to_i16(v));
         }
     }
 }

@@ -17,7 +17,7 @@ use tramontane_kernels::cpu::linear::{Linear, gated_linear, linear};
 use tramontane_kernels::cpu::mamba;
 #[cfg(feature = "cuda")]
 use tramontane_kernels::cpu::pack::unpack_rows;
-use tramontane_kernels::memory::Arena;
+use tramontane_kernels::memory::{Arena, Recycler};
 use tramontane_kernels::packed::{Format as PackedFormat, Packed};
 use tramontane_kernels::{Isa, Pool, default_threads};
 use tramontane_models::spec::{self, Activation, Mixer, RopeStyle};
@@ -43,6 +43,8 @@ pub struct Cpu {
     pool: Pool,
     /// Where packed weights lie.
     arena: Mutex<Arena>,
+    /// Where keys and values lie.
+    caches: Recycler,
     /// Prepared activations, kept for the next layer; as many as sessions have computed at once.
     inputs: Mutex<Vec<Input>>,
 }
@@ -58,7 +60,13 @@ impl Cpu {
     pub fn new(threads: Option<usize>) -> Result<Self> {
         let isa = Isa::from_env().map_err(Error::bad_input)?;
         let pool = Pool::new(threads.unwrap_or_else(default_threads));
-        Ok(Self { isa, pool, arena: Mutex::default(), inputs: Mutex::default() })
+        Ok(Self {
+            isa,
+            pool,
+            arena: Mutex::default(),
+            caches: Recycler::new(),
+            inputs: Mutex::default(),
+        })
     }
 
     /// Calls `f` with the activations `x` prepared for weights in `formats`.
@@ -212,7 +220,7 @@ impl Ops for Cpu {
     }
 
     fn kv(&self, shape: KvShape) -> Result<CpuKv> {
-        Ok(CpuKv::new(shape))
+        Ok(CpuKv::new(shape, self.caches.clone()))
     }
 
     fn runs(&self, mixer: &Mixer) -> bool {
@@ -363,7 +371,7 @@ impl Ops for Cpu {
         n: usize,
         start: usize,
     ) -> Result<()> {
-        kv.store(self.isa, k, v, n, start)
+        kv.store(self.isa, &self.pool, k, v, n, start)
     }
 
     fn attend(

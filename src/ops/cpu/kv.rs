@@ -7,10 +7,11 @@
 
 use std::sync::Arc;
 
-use tramontane_kernels::Isa;
 use tramontane_kernels::cpu::attention::{BLOCK, KvBlock, KvFormat as Stored, KvShape as Shape};
+use tramontane_kernels::memory::{OutOfMemory, Recycler};
+use tramontane_kernels::{Isa, Pool};
 
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::ops::{Kv, KvFormat, KvShape};
 
 /// The keys and values of one layer and one sequence.
@@ -21,6 +22,7 @@ pub struct CpuKv {
     /// Number of the first block that is still there.
     first: usize,
     blocks: Vec<Arc<KvBlock>>,
+    memory: Recycler,
 }
 
 /// How the kernels call a shape.
@@ -43,8 +45,9 @@ impl KvShape {
 }
 
 impl CpuKv {
-    pub(super) fn new(shape: KvShape) -> Self {
-        Self { shape: stored(shape), window: shape.window, first: 0, blocks: Vec::new() }
+    /// No keys and values yet; their blocks will lie in `memory`.
+    pub(super) fn new(shape: KvShape, memory: Recycler) -> Self {
+        Self { shape: stored(shape), window: shape.window, first: 0, blocks: Vec::new(), memory }
     }
 
     /// Position of the first element of the first block.
@@ -61,6 +64,7 @@ impl CpuKv {
     pub(super) fn store(
         &mut self,
         isa: Isa,
+        pool: &Pool,
         k: &[f32],
         v: &[f32],
         n: usize,
@@ -72,12 +76,20 @@ impl CpuKv {
             let (number, at) = ((start + done) / BLOCK, (start + done) % BLOCK);
             let count = (BLOCK - at).min(n - done);
             while self.first + self.blocks.len() <= number {
-                self.blocks.push(Arc::new(KvBlock::new(self.shape)));
+                let block = KvBlock::new(self.shape, &self.memory).map_err(no_memory)?;
+                self.blocks.push(Arc::new(block));
             }
-            // A block that a fork still uses is copied first.
-            let block = Arc::make_mut(&mut self.blocks[number - self.first]);
             let rows = |dim| done * n_kv_heads * dim..(done + count) * n_kv_heads * dim;
-            block.store(isa, at, &k[rows(k_dim)], &v[rows(v_dim)]);
+            let (k, v) = (&k[rows(k_dim)], &v[rows(v_dim)]);
+            let block = &mut self.blocks[number - self.first];
+            if let Some(block) = Arc::get_mut(block) {
+                block.store(isa, pool, at, k, v);
+            } else {
+                // A fork still uses it.
+                let mut copy = block.try_clone().map_err(no_memory)?;
+                copy.store(isa, pool, at, k, v);
+                *block = Arc::new(copy);
+            }
             done += count;
         }
         Ok(())
@@ -113,16 +125,23 @@ impl Kv for CpuKv {
     }
 }
 
+fn no_memory(e: OutOfMemory) -> Error {
+    let what = format!("{} bytes of memory cannot be had for keys and values", e.bytes);
+    Error::new(ErrorKind::NoMemory, what).hint("a smaller context (--ctx-size), or --kv q8")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn filled(window: Option<usize>, len: usize) -> CpuKv {
         let format = KvFormat::F16;
-        let mut kv = CpuKv::new(KvShape { n_kv_heads: 1, k_dim: 2, v_dim: 2, window, format });
+        let shape = KvShape { n_kv_heads: 1, k_dim: 2, v_dim: 2, window, format };
+        let pool = Pool::new(1);
+        let mut kv = CpuKv::new(shape, Recycler::new());
         for position in 0..len {
             let row = [position as f32; 2];
-            kv.store(Isa::portable(), &row, &row, 1, position).unwrap();
+            kv.store(Isa::portable(), &pool, &row, &row, 1, position).unwrap();
             kv.forget_unseen(position + 1);
         }
         kv
@@ -149,7 +168,7 @@ mod tests {
         let mut kv = filled(None, BLOCK + 3);
         let fork = kv.clone();
         kv.truncate(BLOCK);
-        kv.store(Isa::portable(), &[-1.0; 2], &[-1.0; 2], 1, BLOCK).unwrap();
+        kv.store(Isa::portable(), &Pool::new(1), &[-1.0; 2], &[-1.0; 2], 1, BLOCK).unwrap();
         assert_eq!(fork.blocks[1].key(0, 0, 0), BLOCK as f32);
         assert!(Arc::ptr_eq(&kv.blocks[0], &fork.blocks[0]));
     }

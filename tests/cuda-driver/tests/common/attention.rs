@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use tramontane_kernels::Isa;
 use tramontane_kernels::cases::{AttentionCase, Numbers};
 use tramontane_kernels::cpu::attention::{Attention, BLOCK, KvBlock, KvFormat, KvShape, KvView};
 use tramontane_kernels::cuda::{self, AttendArgs, CacheHeads, Cached, Element, PAGE};
+use tramontane_kernels::memory::Recycler;
 use tramontane_kernels::reference;
+use tramontane_kernels::{Isa, Pool};
 
 use crate::common::{Gpu, rounded};
 
@@ -46,8 +47,8 @@ impl Setup {
         let shape = KvShape { n_kv_heads, k_dim, v_dim, format };
         let rows = |dim| BLOCK * n_kv_heads * dim;
         let block = |(k, v): (&[f32], &[f32])| {
-            let mut block = KvBlock::new(shape);
-            block.store(Isa::portable(), 0, k, v);
+            let mut block = KvBlock::new(shape, &Recycler::new()).expect("memory");
+            block.store(Isa::portable(), &Pool::new(1), 0, k, v);
             Arc::new(block)
         };
         let blocks: Vec<_> =
