@@ -32,12 +32,16 @@ PACKAGES = {
 # What mistral.rs calls its format that is nearest to ours.
 IN_SITU = {"q4": "q4k", "q8": "q8_0", "bf16": None}
 
+# The checkpoints that are made where they are not there.
+SHAPES = ["350m", "1.3b", "7b"]
 
 ENGINES = [*PACKAGES, "candle"]
 
 
 def engines(text):
-    """Names of engines, with commas between."""
+    """Names of engines, with commas between; `none` for ours alone."""
+    if text == "none":
+        return []
     unknown = [name for name in text.split(",") if name not in ENGINES]
     if unknown:
         raise argparse.ArgumentTypeError(f"unknown: {', '.join(unknown)}; known: {', '.join(ENGINES)}")
@@ -55,17 +59,24 @@ def python_of(engine, scratch):
     return python
 
 
+def ggufs(a, fmt):
+    """The GGUF formats to compare one of ours with."""
+    return a.ggufs or FORMATS[fmt]
+
+
 def prepare(a):
     """The folder of the checkpoint; beside it lie its GGUF files, with the same name and that of the format."""
     python = python_of("ik_llama.cpp", a.scratch)
     folder = f"{a.scratch}/{a.shape}"
+    if a.shape not in SHAPES:
+        return folder
     code = (
         f"import sys; sys.path.insert(0, {HERE!r}); import checkpoint as c;"
         f"c.write_safetensors({folder!r}, c.SHAPES[{a.shape!r}]); c.write_gguf({folder!r}, {folder + '-bf16.gguf'!r})"
     )
     subprocess.run([python, "-c", code], check=True)
     tool = glob.glob(f"{a.scratch}/ik_llama.cpp/lib/python*/site-packages/ik_llama_cpp/bin/llama-quantize")[0]
-    for name in sum((FORMATS[f] for f in a.formats), []):
+    for name in sum((ggufs(a, f) for f in a.formats), []):
         path = f"{folder}-{name}.gguf"
         if not os.path.exists(path):
             command = [tool, "--pure", f"{folder}-bf16.gguf", path + ".part", name, str(max(a.threads))]
@@ -126,7 +137,7 @@ def engines_for(a, folder, fmt, threads, context):
         worker = [python_of(engine, a.scratch), f"{HERE}/worker.py", engine]
         options = ["--threads", threads, "--context", context, "--kv", a.kv]
         if engine in ("llama.cpp", "ik_llama.cpp"):
-            for name in FORMATS[fmt]:
+            for name in ggufs(a, fmt):
                 started[engine, name] = Engine(threads, [*worker, f"{folder}-{name}.gguf", *options])
         elif engine == "mistral.rs":
             more = ["--quantization", IN_SITU[fmt]] if IN_SITU[fmt] else []
@@ -148,8 +159,9 @@ def test_of(text):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scratch", required=True, help="where environments and checkpoints are kept")
-    parser.add_argument("--shape", default="1.3b", choices=["350m", "1.3b", "7b"])
+    parser.add_argument("--shape", default="1.3b", help="350m, 1.3b, 7b, or what has its folder in the scratch folder")
     parser.add_argument("--formats", default="q4,q8,bf16", type=lambda text: text.split(","))
+    parser.add_argument("--ggufs", default=[], type=lambda text: text.split(","), help="only these of the GGUF formats")
     parser.add_argument("--engines", default="llama.cpp,ik_llama.cpp", type=engines, help=", ".join(ENGINES))
     parser.add_argument("--threads", type=int, default=[2], nargs="+")
     parser.add_argument("--tests", default="pp512,tg32", type=lambda text: [test_of(t) for t in text.split(",")])

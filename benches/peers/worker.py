@@ -13,6 +13,7 @@ are those that it reports itself.
 
 import argparse
 import contextlib
+import ctypes
 import json
 import os
 import sys
@@ -55,6 +56,11 @@ class Llama(Forward):
         self.fork = engine == "ik_llama.cpp"
         if self.fork:
             import ik_llama_cpp._ctypes_api as api
+
+            # Its package does not bind this function.
+            self.remove = api._lib.llama_kv_cache_seq_rm
+            self.remove.argtypes = [ctypes.c_void_p, ctypes.c_int32, ctypes.c_int32, ctypes.c_int32]
+            self.remove.restype = ctypes.c_bool
         else:
             import llama_cpp.llama_cpp as api
         self.api = api
@@ -90,7 +96,7 @@ class Llama(Forward):
 
     def truncate(self, depth):
         if self.fork:
-            done = self.api.llama_kv_cache_seq_rm(self.context, 0, depth, -1)
+            done = self.remove(self.context, 0, depth, -1)
         else:
             done = self.api.llama_memory_seq_rm(self.api.llama_get_memory(self.context), 0, depth, -1)
         self.position = depth

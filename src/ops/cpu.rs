@@ -30,6 +30,7 @@ use crate::ops::{
 
 pub use kv::CpuKv;
 pub use state::CpuState;
+pub(super) use state::kernel_mamba;
 pub use weight::CpuWeight;
 #[cfg(feature = "cuda")]
 pub(crate) use weight::overflows_f16;
@@ -468,20 +469,6 @@ impl Ops for Cpu {
         let (x, out) = (&mut x[..n * shape.in_dim()], &mut out[..n * shape.inner()]);
         mamba::mamba(self.isa, &self.pool, &kernel_mamba(shape), &weights, x, state, out);
         Ok(())
-    }
-}
-
-/// The shape as the kernels of every device take it.
-pub(super) fn kernel_mamba(shape: &spec::Mamba) -> mamba::Mamba {
-    mamba::Mamba {
-        n_heads: shape.n_heads,
-        head_dim: shape.head_dim,
-        n_groups: shape.n_groups,
-        state_dim: shape.state_dim,
-        conv_width: shape.conv_width,
-        step_min: shape.step_min,
-        step_max: shape.step_max,
-        eps: shape.eps,
     }
 }
 
