@@ -141,22 +141,14 @@ impl Recycler {
         let bytes = len * size_of::<T>();
         let mut stock = self.stock();
         let used = stock.free.get_mut(&bytes).and_then(Vec::pop);
-        let mut block = match used {
-            Some(block) => block,
-            None => {
-                let block = stock.arena.take(bytes)?;
-                stock.taken += 1;
-                return Ok(self.piece(block, len));
-            }
-        };
+        let is_used = used.is_some();
+        let mut block = used.map_or_else(|| stock.arena.take(bytes), Ok)?;
         stock.taken += 1;
         drop(stock);
-        block.bytes_mut().fill(0);
-        Ok(self.piece(block, len))
-    }
-
-    fn piece<T>(&self, block: Block, len: usize) -> Piece<T> {
-        Piece { block: Some(block), len, home: self.clone(), numbers: PhantomData }
+        if is_used {
+            block.bytes_mut().fill(0);
+        }
+        Ok(Piece { block: Some(block), len, home: self.clone(), numbers: PhantomData })
     }
 }
 

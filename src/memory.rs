@@ -54,22 +54,20 @@ impl Estimate {
         let n_parameters = architecture.n_parameters();
         let table = (architecture.vocab * architecture.hidden) as u64;
         let bytes = |bits: f64, n: u64| (bits / 8.0 * n as f64) as u64;
-        let weights = match format.bits() {
-            None => stored.bytes,
-            Some(bits) => match Format::Q8.bits().filter(|_| format == Format::Q4) {
-                // Embedding and head stay in 8 bits.
-                Some(more) => {
-                    let tables = if architecture.head.tied { table } else { 2 * table };
-                    bytes(bits, n_parameters - tables) + bytes(more, tables)
-                }
-                None => bytes(bits, n_parameters),
-            },
+        let tables = if architecture.head.tied { table } else { 2 * table };
+        // Beside q4, embedding and head stay in 8 bits.
+        let table_bits = if format == Format::Q4 { Format::Q8.bits() } else { format.bits() };
+        let weights = match (format.bits(), table_bits) {
+            (Some(bits), Some(table_bits)) if bits != table_bits => {
+                bytes(bits, n_parameters - tables) + bytes(table_bits, tables)
+            }
+            (Some(bits), _) => bytes(bits, n_parameters),
+            (None, _) => stored.bytes,
         };
-        let looked_up = match (architecture.head.tied, format, format.bits()) {
-            (true, _, _) => 0,
-            (false, Format::Q4, _) => bytes(8.5, table),
-            (false, _, Some(bits)) => bytes(bits, table),
-            (false, _, None) => (stored.bytes as f64 / n_parameters as f64 * table as f64) as u64,
+        let looked_up = match table_bits {
+            _ if architecture.head.tied => 0,
+            Some(bits) => bytes(bits, table),
+            None => (stored.bytes as f64 / n_parameters as f64 * table as f64) as u64,
         };
         Self {
             weights,

@@ -415,6 +415,7 @@ mod tests {
         model.advance(&ids[50..], &mut fresh, &mut want).unwrap();
         assert!(logits == want);
     }
+
     #[test]
     fn a_prompt_that_was_stopped_has_no_speed() {
         let model = Model::load("", &LoadOptions::default()).unwrap();

@@ -36,7 +36,9 @@ class Forward:
 
     def measure(self, prompt, generate, depth):
         # What a test at a depth needs in the cache stays there for the next one.
-        if self.position < depth or depth == 0 or not self.truncate(depth):
+        if 0 < depth <= self.position and self.truncate(depth):
+            self.position = depth
+        else:
             self.clear()
             self.position = 0
             self.forward(ids(depth))
@@ -99,7 +101,6 @@ class Llama(Forward):
             done = self.remove(self.context, 0, depth, -1)
         else:
             done = self.api.llama_memory_seq_rm(self.api.llama_get_memory(self.context), 0, depth, -1)
-        self.position = depth
         return done
 
     def forward(self, tokens):
@@ -134,7 +135,6 @@ class Transformers(Forward):
 
     def truncate(self, depth):
         self.cache.crop(depth)
-        self.position = depth
         return True
 
     def forward(self, tokens):

@@ -7,7 +7,7 @@
 use std::arch::x86_64::*;
 
 use super::rows::{Rows, RowsKernel};
-use super::simd::Avx2;
+use super::simd::{Avx2, intrinsics};
 use crate::packed::PANEL;
 
 /// Proof that the CPU has AVX-512 (F, BW, DQ, VL and VNNI) and AVX2: only [`Avx512::detect`] makes one.
@@ -35,18 +35,6 @@ impl Avx512 {
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 pub(crate) fn avx512_door<K: RowsKernel>(token: Avx512, kernel: K) -> K::Output {
     kernel.run(token)
-}
-
-/// Defines methods that are a few intrinsics each.
-macro_rules! intrinsics {
-    ($($name:ident($($arg:ident: $type:ty),*) -> $out:ty = $body:expr;)*) => {$(
-        #[inline(always)]
-        fn $name(self, $($arg: $type),*) -> $out {
-            // SAFETY: `self` proves that the CPU has the instructions; loads and stores go through array
-            // references of the full width.
-            unsafe { $body }
-        }
-    )*};
 }
 
 impl Rows for Avx512 {

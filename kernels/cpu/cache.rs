@@ -9,6 +9,7 @@ use std::ops::Range;
 
 use half::f16;
 
+use super::elementwise::Narrow;
 use super::input::largest_magnitude;
 use super::shared::SharedMut;
 use super::simd::{Kernel, LANES, Simd};
@@ -294,7 +295,7 @@ impl Store<'_> {
                     Places::F32(to) => spread(key, to.slice(at, len)),
                     Places::F16(to) => {
                         let mut half = [f16::ZERO; GROUP];
-                        narrow(s, key, &mut half);
+                        Narrow { from: key, to: &mut half[..key.len()] }.run(s);
                         spread(&half[..key.len()], to.slice(at, len));
                     }
                     Places::Q8 { values, scales } => {
@@ -324,25 +325,12 @@ fn store_value<S: Simd>(s: S, to: &Places<'_>, place: usize, value: &[f32]) {
     unsafe {
         match to {
             Places::F32(to) => to.slice(at, len).copy_from_slice(value),
-            Places::F16(to) => narrow(s, value, to.slice(at, len)),
+            Places::F16(to) => Narrow { from: value, to: to.slice(at, len) }.run(s),
             Places::Q8 { values, scales } => {
                 scales.slice(place, 1)[0] = quantize(s, value, values.slice(at, len));
             }
         }
     }
-}
-
-/// Rounds to half precision.
-#[inline(always)]
-fn narrow<S: Simd>(s: S, from: &[f32], to: &mut [f16]) {
-    let (whole, rest) = from.as_chunks::<LANES>();
-    let (to, to_rest) = to[..from.len()].as_chunks_mut::<LANES>();
-    for (from, to) in whole.iter().zip(to) {
-        s.store_f16(s.load(from), to);
-    }
-    let mut last = [f16::ZERO; LANES];
-    s.store_f16(s.load_some(rest, 0.0), &mut last);
-    to_rest.copy_from_slice(&last[..rest.len()]);
 }
 
 /// Rounds to multiples of the unit in which the largest magnitude is 127, and gives that unit: NaN where an element is

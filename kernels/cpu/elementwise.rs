@@ -506,9 +506,10 @@ impl<E: Element> Kernel for Widen<'_, E> {
     }
 }
 
-struct Narrow<'a> {
-    from: &'a [f32],
-    to: &'a mut [f16],
+/// Rounds to half precision; the lengths are the same.
+pub(super) struct Narrow<'a> {
+    pub(super) from: &'a [f32],
+    pub(super) to: &'a mut [f16],
 }
 
 impl Kernel for Narrow<'_> {

@@ -92,7 +92,7 @@ impl<W: Floats> Widen for W {
     }
 }
 
-/// The dot products of one panel with the tokens of some tiles, by way of widened weights.
+/// The dot products of one panel with the tokens of some tiles, by way of widened weights and without the row scales.
 pub(crate) struct WidePanel<'a, W> {
     pub(crate) panel: &'a [u8],
     pub(crate) input: &'a Input,
@@ -118,12 +118,6 @@ impl<W: Widen> Kernel for WidePanel<'_, W> {
                 by_tokens!(tokens up to Halves::<S>::TOKENS, T => {
                     wide_tile::<Halves<S>, T>(Halves(s), wide, x, totals);
                 });
-            }
-        }
-        if let Some(scales) = W::row_scales(panel) {
-            let n = totals.len().min(input.n - tiles.start * input.tile_len);
-            for total in &mut totals[..n] {
-                total.iter_mut().zip(scales).for_each(|(total, scale)| *total *= scale);
             }
         }
     }

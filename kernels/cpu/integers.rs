@@ -20,7 +20,7 @@ use std::ops::Range;
 
 use super::input::{Input, SPAN, by_tokens};
 use super::linear::Totals;
-use super::quantized::{CODES, Q4_COLUMNS, Q8_COLUMNS, q4_span, q8_span, scale_rows};
+use super::quantized::{CODES, Q4_COLUMNS, Q8_COLUMNS, q4_span, q8_span};
 use super::rows::{Halves, Rows};
 use super::simd::Avx2;
 use crate::packed::{COLUMNS, PANEL, Q4_GROUP, Q8_GROUP};
@@ -46,27 +46,21 @@ pub(crate) fn q8<const P: usize>(
     }
 }
 
-/// The dot products of q4 panels with the tokens of some tiles; `totals` are zeros.
+/// The dot products of q4 panels with the tokens of some tiles, without the row scales, added to `totals`.
 pub(crate) fn q4<const P: usize>(
     _: Avx2,
     panels: [&[u8]; P],
     input: &Input,
     tiles: &Range<usize>,
-    mut totals: [&mut Totals; P],
+    totals: [&mut Totals; P],
 ) {
-    let tokens = input.n.min(tiles.end * TOKENS) - tiles.start * TOKENS;
     if input.n == 1 {
-        let totals = totals.each_mut().map(|totals| &mut totals[0]);
         // SAFETY: an `Avx2` exists only where the CPU has the instructions.
-        unsafe { q4_single(panels, input, totals) };
-    } else {
-        for (panel, totals) in panels.into_iter().zip(&mut totals) {
-            // SAFETY: as above.
-            unsafe { q4_tiles(panel, input, tiles.clone(), totals) };
-        }
+        return unsafe { q4_single(panels, input, totals.map(|totals| &mut totals[0])) };
     }
     for (panel, totals) in panels.into_iter().zip(totals) {
-        scale_rows(panel, &mut totals[..tokens]);
+        // SAFETY: as above.
+        unsafe { q4_tiles(panel, input, tiles.clone(), totals) };
     }
 }
 

@@ -22,7 +22,7 @@ use std::ops::Range;
 use super::avx512::Avx512;
 use super::input::{Input, by_tokens};
 use super::linear::Totals;
-use super::quantized::{CODES, Q4_COLUMNS, Q4_RAISED, Q8_COLUMNS, q4_span, q8_span, scale_rows};
+use super::quantized::{CODES, Q4_COLUMNS, Q4_RAISED, Q8_COLUMNS, q4_span, q8_span};
 use super::rows::Rows;
 use crate::packed::{COLUMNS, PANEL, Q4_GROUP, Q8_GROUP};
 
@@ -47,26 +47,21 @@ pub(crate) fn q8<const P: usize>(
     }
 }
 
-/// The dot products of q4 panels with the tokens of some tiles; `totals` are zeros.
+/// The dot products of q4 panels with the tokens of some tiles, without the row scales, added to `totals`.
 pub(crate) fn q4<const P: usize>(
     _: Avx512,
     panels: [&[u8]; P],
     input: &Input,
     tiles: &Range<usize>,
-    mut totals: [&mut Totals; P],
+    totals: [&mut Totals; P],
 ) {
-    let tokens = input.n.min(tiles.end * TOKENS) - tiles.start * TOKENS;
     if input.n == 1 {
         // SAFETY: an `Avx512` exists only where the CPU has the instructions.
-        unsafe { q4_single(panels, input, &mut totals) };
-    } else {
-        for (panel, totals) in panels.into_iter().zip(&mut totals) {
-            // SAFETY: as above.
-            unsafe { q4_tiles(panel, input, tiles.clone(), totals) };
-        }
+        return unsafe { q4_single(panels, input, totals) };
     }
     for (panel, totals) in panels.into_iter().zip(totals) {
-        scale_rows(panel, &mut totals[..tokens]);
+        // SAFETY: as above.
+        unsafe { q4_tiles(panel, input, tiles.clone(), totals) };
     }
 }
 
@@ -221,14 +216,14 @@ fn add_pairs(mut sum: __m512i, w: __m512i, x: &[i16; 2]) -> __m512i {
 // ---------------------------------------------------------------------------------------------- q4
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn q4_single<const P: usize>(panels: [&[u8]; P], input: &Input, totals: &mut [&mut Totals; P]) {
+fn q4_single<const P: usize>(panels: [&[u8]; P], input: &Input, mut totals: [&mut Totals; P]) {
     for span in 0..input.spans() {
         let (start, columns) = input.integers(span, 0);
         let mut w = [&[][..]; P];
         w.iter_mut().zip(panels).for_each(|(w, panel)| *w = q4_span(panel, span));
-        let offsets = &input.offsets[start / 16..][..columns / 16];
+        let offsets = &input.offsets[start / Q4_COLUMNS..][..columns / Q4_COLUMNS];
         let sums = q4_dot::<P, 1>(w, &input.bytes[start..start + columns], offsets);
-        for (sums, totals) in sums.into_iter().zip(&mut *totals) {
+        for (sums, totals) in sums.into_iter().zip(&mut totals) {
             add_scaled(sums, &input.byte_scales[span..], totals);
         }
     }
@@ -242,7 +237,7 @@ fn q4_tiles(panel: &[u8], input: &Input, tiles: Range<usize>, totals: &mut Total
             let (start, columns) = input.integers(span, tile);
             let tokens = input.tokens(tile);
             let x = &input.bytes[start..start + columns * tokens];
-            let offsets = &input.offsets[start / 16..][..columns / 16 * tokens];
+            let offsets = &input.offsets[start / Q4_COLUMNS..][..columns / Q4_COLUMNS * tokens];
             let scales = &input.byte_scales[span * input.n + tile * TOKENS..];
             let totals = &mut totals[(tile - tiles.start) * TOKENS..];
             by_tokens!(tokens up to TOKENS, T => {

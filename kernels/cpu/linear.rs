@@ -19,7 +19,7 @@ use std::ops::Range;
 use super::elementwise::{Activation, activate_slice};
 use super::floats::{Bf16, F16, F32, FloatSingle, FloatTiles, Floats, WidePanel, Widen};
 use super::input::{Input, MOST_TOKENS};
-use super::quantized::{Q4, Q8};
+use super::quantized::{Q4, Q8, scale_rows};
 use super::shared::SharedMut;
 #[cfg(target_arch = "x86_64")]
 use super::{integers, integers512};
@@ -383,14 +383,14 @@ fn totals<const P: usize>(
     }
 }
 
-/// The sums of some panels of one format.
+/// The sums of some panels of one format; the totals are zeros.
 fn panels<const P: usize>(
     isa: Isa,
     format: Format,
     panels: [&[u8]; P],
     input: &Input,
     tiles: &Range<usize>,
-    totals: [&mut Totals; P],
+    mut totals: [&mut Totals; P],
 ) {
     match format {
         Format::F32 => floats::<F32, P>(isa, panels, input, tiles, totals),
@@ -403,13 +403,20 @@ fn panels<const P: usize>(
             #[cfg(target_arch = "x86_64")]
             Level::Avx512(avx512) => integers512::q8(avx512, panels, input, tiles, totals),
         },
-        Format::Q4 => match isa.level() {
-            Level::Portable(_) => wide::<Q4, P>(isa, panels, input, tiles, totals),
-            #[cfg(target_arch = "x86_64")]
-            Level::Avx2(avx2) => integers::q4(avx2, panels, input, tiles, totals),
-            #[cfg(target_arch = "x86_64")]
-            Level::Avx512(avx512) => integers512::q4(avx512, panels, input, tiles, totals),
-        },
+        Format::Q4 => {
+            let sums = totals.each_mut().map(|totals| &mut **totals);
+            match isa.level() {
+                Level::Portable(_) => wide::<Q4, P>(isa, panels, input, tiles, sums),
+                #[cfg(target_arch = "x86_64")]
+                Level::Avx2(avx2) => integers::q4(avx2, panels, input, tiles, sums),
+                #[cfg(target_arch = "x86_64")]
+                Level::Avx512(avx512) => integers512::q4(avx512, panels, input, tiles, sums),
+            }
+            let n = tokens(input, tiles).len();
+            for (panel, totals) in panels.into_iter().zip(totals) {
+                scale_rows(panel, &mut totals[..n]);
+            }
+        }
     }
 }
 

@@ -241,6 +241,21 @@ fn widen_f16(x: f16) -> f32 {
     f32::from_bits(special | sign)
 }
 
+/// Defines methods that are a few intrinsics each, of a type that proves that the CPU has them.
+#[cfg(target_arch = "x86_64")]
+macro_rules! intrinsics {
+    ($($name:ident($($arg:ident: $type:ty),*) -> $out:ty = $body:expr;)*) => {$(
+        #[inline(always)]
+        fn $name(self, $($arg: $type),*) -> $out {
+            // SAFETY: `self` proves that the CPU has the instructions; loads and stores go through array
+            // references of the full width.
+            unsafe { $body }
+        }
+    )*};
+}
+#[cfg(target_arch = "x86_64")]
+pub(crate) use intrinsics;
+
 #[cfg(target_arch = "x86_64")]
 pub(crate) use avx2::{Avx2, avx2_door};
 
@@ -286,18 +301,6 @@ mod avx2 {
             let whole = _mm256_cvtps_epi32(v);
             _mm_packs_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256::<1>(whole))
         }
-    }
-
-    /// Defines methods that are one intrinsic each.
-    macro_rules! intrinsics {
-        ($($name:ident($($arg:ident: $type:ty),*) -> $out:ty = $body:expr;)*) => {$(
-            #[inline(always)]
-            fn $name(self, $($arg: $type),*) -> $out {
-                // SAFETY: `self` proves that the CPU has the instructions; loads and stores go through array
-                // references of the full width.
-                unsafe { $body }
-            }
-        )*};
     }
 
     impl Simd for Avx2 {
