@@ -116,6 +116,17 @@ impl Isa {
         }
     }
 
+    /// The same instruction set on a CPU without VBMI, where that is not the same.
+    #[cfg(all(test, target_arch = "x86_64"))]
+    pub(crate) fn without_vbmi(self) -> Option<Self> {
+        match self.0 {
+            Level::Avx512(avx512) if avx512.has_vbmi() => {
+                Some(Self(Level::Avx512(avx512.without_vbmi())))
+            }
+            _ => None,
+        }
+    }
+
     /// The instruction set with its proof, for kernels that are written for it alone.
     pub(crate) fn level(self) -> Level {
         self.0

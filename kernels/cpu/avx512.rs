@@ -14,7 +14,11 @@ use crate::packed::PANEL;
 ///
 /// These are the servers of Intel since Cascade Lake (2019) and of AMD since Zen 4 (2022), and some desktops.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Avx512(Avx2);
+pub(crate) struct Avx512 {
+    avx2: Avx2,
+    /// Whether bytes can be looked up by six bits (VBMI: Intel since Ice Lake, AMD since Zen 4).
+    vbmi: bool,
+}
 
 impl Avx512 {
     pub(crate) fn detect() -> Option<Self> {
@@ -23,11 +27,22 @@ impl Avx512 {
             && is_x86_feature_detected!("avx512dq")
             && is_x86_feature_detected!("avx512vl")
             && is_x86_feature_detected!("avx512vnni");
-        Avx2::detect().filter(|_| all).map(Self)
+        let vbmi = is_x86_feature_detected!("avx512vbmi");
+        Avx2::detect().filter(|_| all).map(|avx2| Self { avx2, vbmi })
     }
 
     pub(crate) fn avx2(self) -> Avx2 {
-        self.0
+        self.avx2
+    }
+
+    pub(crate) fn has_vbmi(self) -> bool {
+        self.vbmi
+    }
+
+    /// As where there is no VBMI.
+    #[cfg(test)]
+    pub(crate) fn without_vbmi(self) -> Self {
+        Self { vbmi: false, ..self }
     }
 }
 

@@ -12,6 +12,8 @@
 //!   are signed, with the sums of 16 columns to take off what raising the codes adds; with AVX2 they are so for a single
 //!   token, for many they are unsigned (plus 128).
 
+use std::ops::Range;
+
 use super::quantized::{Q4_COLUMNS, Q4_RAISED};
 use super::rows::{Rows, RowsKernel};
 use super::shared::SharedMut;
@@ -47,6 +49,9 @@ pub(crate) const MOST_TOKENS: usize = 8;
 
 /// Columns that are summed in one go.
 pub(crate) const SPAN: usize = 256;
+
+/// Spans that a thread prepares at a time.
+const RUN: usize = 8;
 
 /// Prepared activations. Keep one and set it anew for each layer: it allocates only when it has to grow.
 #[derive(Default)]
@@ -103,14 +108,18 @@ impl Input {
         self.isa = Some(isa);
         self.kinds = Kinds::for_formats(isa, formats);
         self.make_room();
-        let (tiles, spans) = (self.n.div_ceil(self.tile_len), cols.div_ceil(SPAN));
+        let (tiles, spans) = (self.n.div_ceil(self.tile_len), self.spans());
         let places = Places::new(self);
         // A region costs more than a single token's activations.
         let few = x.len() <= 1 << 14;
+        // A part goes along its rows, so that what it reads next is foreseen.
         let work = |part: usize| {
-            isa.run(Prepare { x, places: &places, tile: part % tiles, span: part / tiles })
+            let first = part / tiles * RUN;
+            let spans = first..spans.min(first + RUN);
+            isa.run(Prepare { x, places: &places, tile: part % tiles, spans });
         };
-        if few { (0..tiles * spans).for_each(work) } else { pool.run(tiles * spans, &work) }
+        let parts = tiles * spans.div_ceil(RUN);
+        if few { (0..parts).for_each(work) } else { pool.run(parts, &work) }
     }
 
     /// The activations of a tile in a span, `[columns, tokens]`.
@@ -240,137 +249,269 @@ impl<'a> Places<'a> {
     }
 }
 
-/// Prepares one tile of one span.
+/// Prepares one tile of some spans.
 struct Prepare<'a> {
     x: &'a [f32],
     places: &'a Places<'a>,
     tile: usize,
-    span: usize,
+    spans: Range<usize>,
 }
 
 impl Kernel for Prepare<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Self { x, places, tile, span } = self;
-        let Places { n, cols, tile_len, kinds, .. } = *places;
-        let (from, tokens) = (span * SPAN, tile_len.min(n - tile * tile_len));
-        let columns = SPAN.min(cols - from);
-        let row = |token: usize| &x[(tile * tile_len + token) * cols + from..][..columns];
-        if kinds.floats {
-            // SAFETY: each tile of each span has its own place, and belongs to one part.
-            let to = unsafe {
-                places.floats.slice(from * n + tile * tile_len * columns, columns * tokens)
-            };
-            (0..tokens).for_each(|token| interleave(row(token), to, token, tokens));
+        match self.tokens() {
+            1 => self.tile::<S, 1>(s),
+            _ => self.tile::<S, MOST_TOKENS>(s),
         }
-        if kinds.words || kinds.bytes {
-            for token in 0..tokens {
-                quantize(s, row(token), places, kinds, Place { span, tile, token, tokens });
+    }
+}
+
+impl Prepare<'_> {
+    /// For a tile of up to `N` tokens: where it has fewer, the first stands for the others, and is not stored.
+    #[inline(always)]
+    fn tile<S: Simd, const N: usize>(&self, s: S) {
+        let kinds = self.places.kinds;
+        let (mut words, mut bytes) = ([[0; SPAN]; N], [[0; SPAN]; N]);
+        for span in self.spans.clone() {
+            let rows: [_; N] = std::array::from_fn(|i| self.row(span, i));
+            if kinds.floats {
+                self.store_floats(s, span, &rows);
+            }
+            if !kinds.words && !kinds.bytes {
+                continue;
+            }
+            let mut tops = [0.0; N];
+            for (top, row) in tops.iter_mut().zip(&rows[..self.tokens()]) {
+                *top = largest_magnitude(s, row);
+            }
+            if kinds.words {
+                self.store_words(s, span, &rows, &tops, &mut words);
+            }
+            if kinds.bytes {
+                self.store_bytes(s, span, &rows, &tops, &mut bytes);
             }
         }
     }
-}
 
-/// Which row of a tile is written.
-#[derive(Clone, Copy)]
-struct Place {
-    span: usize,
-    tile: usize,
-    token: usize,
-    tokens: usize,
-}
-
-/// Writes the elements of a row to every `tokens`-th place.
-#[inline(always)]
-fn interleave<T: Copy>(row: &[T], to: &mut [T], token: usize, tokens: usize) {
-    if tokens == 1 {
-        return to.copy_from_slice(row);
+    /// Tokens of the tile.
+    #[inline(always)]
+    fn tokens(&self) -> usize {
+        let Places { n, tile_len, .. } = *self.places;
+        tile_len.min(n - self.tile * tile_len)
     }
-    for (to, x) in to.iter_mut().skip(token).step_by(tokens).zip(row) {
-        *to = *x;
-    }
-}
 
-/// Quantises a row of a span to the forms that are wanted.
-#[inline(always)]
-fn quantize<S: Simd>(s: S, row: &[f32], places: &Places<'_>, kinds: Kinds, at: Place) {
-    let Place { span, tile, token, tokens } = at;
-    let padded = row.len().next_multiple_of(COLUMNS);
-    let start = span * SPAN * places.n + tile * places.tile_len * padded;
-    let scale_at = span * places.n + tile * places.tile_len + token;
-    let top = largest_magnitude(s, row);
-    if kinds.words {
-        let mut words = [0_i16; SPAN];
-        let scale = round_to(s, row, top, f32::from(i16::MAX), &mut words);
-        // SAFETY: each tile of each span belongs to one part.
+    /// The activations of a row of the tile; of the first, where there are not so many.
+    #[inline(always)]
+    fn row(&self, span: usize, i: usize) -> &[f32] {
+        let Places { cols, tile_len, .. } = *self.places;
+        let token = self.tile * tile_len + if i < self.tokens() { i } else { 0 };
+        &self.x[token * cols..][..cols][span * SPAN..cols.min((span + 1) * SPAN)]
+    }
+
+    /// Where the numbers of the tile begin in a span, if each row has so many.
+    #[inline(always)]
+    fn start(&self, span: usize, width: usize) -> usize {
+        let Places { n, tile_len, .. } = *self.places;
+        span * SPAN * n + self.tile * tile_len * width
+    }
+
+    /// Where the scales of the tile begin in a span.
+    #[inline(always)]
+    fn first_scale(&self, span: usize) -> usize {
+        span * self.places.n + self.tile * self.places.tile_len
+    }
+
+    #[inline(always)]
+    fn store_floats<S: Simd, const N: usize>(&self, s: S, span: usize, rows: &[&[f32]; N]) {
+        let (tokens, width) = (self.tokens(), rows[0].len());
+        // SAFETY: each tile of each span has its own place, and belongs to one part.
+        let to = unsafe { self.places.floats.slice(self.start(span, width), width * tokens) };
+        interleave(s, rows, tokens, to);
+    }
+
+    /// Stores the rows in 16 bits; `words` is memory for them.
+    #[inline(always)]
+    fn store_words<S: Simd, const N: usize>(
+        &self,
+        s: S,
+        span: usize,
+        rows: &[&[f32]; N],
+        tops: &[f32; N],
+        words: &mut [[i16; SPAN]; N],
+    ) {
+        let (tokens, width) = (self.tokens(), rows[0].len().next_multiple_of(COLUMNS));
+        // SAFETY: as for floats.
         let (to, scales) = unsafe {
-            (places.words.slice(start, padded * tokens), places.word_scales.slice(scale_at, 1))
+            (
+                self.places.words.slice(self.start(span, width), width * tokens),
+                self.places.word_scales.slice(self.first_scale(span), tokens),
+            )
         };
-        interleave(words[..padded].as_chunks::<2>().0, to.as_chunks_mut::<2>().0, token, tokens);
-        scales[0] = scale;
+        for (i, scale) in scales.iter_mut().enumerate() {
+            *scale = round_to(s, rows[i], tops[i], f32::from(i16::MAX), &mut words[i]);
+        }
+        let rows = words.each_ref().map(|row| row[..width].as_chunks::<2>().0);
+        interleave(s, &rows, tokens, to.as_chunks_mut::<2>().0);
     }
-    if kinds.bytes {
-        let mut bytes = [0_i8; SPAN];
-        let scale = round_to(s, row, top, f32::from(i8::MAX), &mut bytes);
-        // SAFETY: as above.
-        let scales = unsafe { places.byte_scales.slice(scale_at, 1) };
-        scales[0] = scale;
-        store_bytes(&bytes[..padded], start, places, kinds, at);
+
+    /// Stores the rows in 8 bits, and the sums of their columns where they are wanted; `bytes` is memory for them.
+    #[inline(always)]
+    fn store_bytes<S: Simd, const N: usize>(
+        &self,
+        s: S,
+        span: usize,
+        rows: &[&[f32]; N],
+        tops: &[f32; N],
+        bytes: &mut [[i8; SPAN]; N],
+    ) {
+        let (tokens, width) = (self.tokens(), rows[0].len().next_multiple_of(COLUMNS));
+        // SAFETY: as for floats.
+        let (to, scales) = unsafe {
+            (
+                self.places.bytes.slice(self.start(span, width), width * tokens),
+                self.places.byte_scales.slice(self.first_scale(span), tokens),
+            )
+        };
+        for (i, scale) in scales.iter_mut().enumerate() {
+            *scale = round_to(s, rows[i], tops[i], f32::from(i8::MAX), &mut bytes[i]);
+        }
+        if self.places.kinds.offsets {
+            self.store_offsets(s, span, bytes, width);
+        } else if self.places.n == 1 {
+            let len = width / Q4_COLUMNS;
+            // SAFETY: as for floats.
+            let sums = unsafe { self.places.sums.slice(self.start(span, width) / Q4_COLUMNS, len) };
+            let all = sums_of_columns(s, &bytes[0]);
+            sums.iter_mut().zip(all).for_each(|(to, sum)| *to = sum as i16);
+        }
+        // Signed or raised by 128.
+        let flip = if self.places.n == 1 || self.places.kinds.offsets { 0 } else { 0x80 };
+        let mut flipped = [[0_u8; SPAN]; N];
+        for (to, from) in flipped[..tokens].iter_mut().zip(&*bytes) {
+            to.iter_mut().zip(from).for_each(|(to, v)| *to = *v as u8 ^ flip);
+        }
+        let rows = flipped.each_ref().map(|row| row[..width].as_chunks::<4>().0);
+        interleave(s, &rows, tokens, to.as_chunks_mut::<4>().0);
+    }
+
+    /// Stores what raising the codes adds to the sums, with the other sign.
+    #[inline(always)]
+    fn store_offsets<S: Simd, const N: usize>(
+        &self,
+        s: S,
+        span: usize,
+        bytes: &[[i8; SPAN]; N],
+        width: usize,
+    ) {
+        let (tokens, len) = (self.tokens(), width / Q4_COLUMNS);
+        // SAFETY: as for floats.
+        let to = unsafe {
+            self.places.offsets.slice(self.start(span, width) / Q4_COLUMNS, len * tokens)
+        };
+        let mut offsets = [[0; SPAN / Q4_COLUMNS]; N];
+        for (offsets, bytes) in offsets.iter_mut().zip(&bytes[..tokens]) {
+            *offsets = sums_of_columns(s, bytes).map(|sum| -i32::from(Q4_RAISED) * sum);
+        }
+        interleave(s, &offsets.each_ref().map(|row| &row[..len]), tokens, to);
     }
 }
 
-/// Writes a row of a span in 8 bits, and the sums of its columns where they are wanted.
+/// The sums of 16 columns each.
 #[inline(always)]
-fn store_bytes(bytes: &[i8], start: usize, places: &Places<'_>, kinds: Kinds, at: Place) {
-    let Place { token, tokens, .. } = at;
-    let groups = bytes.as_chunks::<Q4_COLUMNS>().0;
-    let sum = |group: &[i8; Q4_COLUMNS]| group.iter().map(|v| i16::from(*v)).sum::<i16>();
-    let (first, len) = (start / Q4_COLUMNS, groups.len());
-    if kinds.offsets {
-        // SAFETY: each tile of each span belongs to one part.
-        let offsets = unsafe { places.offsets.slice(first, len * tokens) };
-        let mut row = [0; SPAN / Q4_COLUMNS];
-        for (offset, group) in row.iter_mut().zip(groups) {
-            *offset = -i32::from(Q4_RAISED) * i32::from(sum(group));
-        }
-        interleave(&row[..len], offsets, token, tokens);
-    } else if places.n == 1 {
-        // SAFETY: as above.
-        let sums = unsafe { places.sums.slice(first, len) };
-        sums.iter_mut().zip(groups).for_each(|(to, group)| *to = sum(group));
+fn sums_of_columns<S: Simd>(s: S, bytes: &[i8; SPAN]) -> [i32; SPAN / Q4_COLUMNS] {
+    const { assert!(Q4_COLUMNS == 16) };
+    let mut sums = [0; SPAN / Q4_COLUMNS];
+    let (parts, _) = bytes.as_chunks::<128>();
+    for (sums, part) in sums.as_chunks_mut::<LANES>().0.iter_mut().zip(parts) {
+        *sums = s.sums_of_16(part);
     }
-    // Signed or raised by 128.
-    let flip = if places.n == 1 || kinds.offsets { 0 } else { 0x80 };
-    let mut flipped = [0_u8; SPAN];
-    flipped.iter_mut().zip(bytes).for_each(|(to, v)| *to = *v as u8 ^ flip);
-    let flipped = flipped[..bytes.len()].as_chunks::<4>().0;
-    // SAFETY: as above.
-    let to = unsafe { places.bytes.slice(start, bytes.len() * tokens) };
-    interleave(flipped, to.as_chunks_mut::<4>().0, token, tokens);
+    sums
+}
+
+/// Four bytes without padding, of which any bits are a value.
+///
+/// # Safety
+/// That is promised.
+unsafe trait Unit: Copy {}
+// SAFETY: numbers.
+unsafe impl Unit for f32 {}
+// SAFETY: numbers.
+unsafe impl Unit for i32 {}
+// SAFETY: numbers.
+unsafe impl Unit for [i16; 2] {}
+// SAFETY: numbers.
+unsafe impl Unit for [u8; 4] {}
+
+/// Lays the first `n` rows side by side: unit `u` of row `r` goes to place `u * n + r`.
+#[inline(always)]
+fn interleave<S: Simd, T: Unit, const N: usize>(s: S, rows: &[&[T]; N], n: usize, to: &mut [T]) {
+    const { assert!(N <= LANES) };
+    if N == 1 {
+        return to.copy_from_slice(rows[0]);
+    }
+    let len = rows[0].len();
+    let whole = len - len % LANES;
+    for from in (0..whole).step_by(LANES) {
+        let mut units = [s.splat(0.0); LANES];
+        for (units, row) in units.iter_mut().zip(rows) {
+            let row: &[T; LANES] = row[from..].first_chunk().expect("as many in each row");
+            // SAFETY: 32 bytes without padding.
+            *units = s.load_f32_bytes(unsafe { &*row.as_ptr().cast() });
+        }
+        // Lanes behind those of the rows are overwritten by the next store.
+        for (i, v) in s.transpose(units).into_iter().enumerate() {
+            let to = &mut to[(from + i) * n..];
+            if let Some(to) = to.first_chunk_mut::<LANES>() {
+                // SAFETY: 32 bytes, any bits of which are values.
+                s.store_f32_bytes(v, unsafe { &mut *to.as_mut_ptr().cast() });
+            } else {
+                let units = rows.each_ref().map(|row| row[from + i]);
+                to[..n].copy_from_slice(&units[..n]);
+            }
+        }
+    }
+    for (i, to) in to[whole * n..].chunks_exact_mut(n).enumerate() {
+        let units = rows.each_ref().map(|row| row[whole + i]);
+        to.copy_from_slice(&units[..n]);
+    }
 }
 
 /// The largest magnitude of a row; NaN where an element is not finite.
 #[inline(always)]
 pub(crate) fn largest_magnitude<S: Simd>(s: S, row: &[f32]) -> f32 {
-    let (whole, rest) = row.as_chunks::<LANES>();
-    let rest = s.lanes(s.load_some(rest, 0.0));
-    let (mut top, mut not_finite) = (s.splat(0.0), s.splat(0.0));
-    for v in whole.iter().chain([&rest]) {
-        let v = s.load(v);
-        top = s.max(top, s.max(v, s.sub(s.splat(0.0), v)));
-        // Infinity and NaN times zero are NaN.
-        not_finite = s.mul_add(v, s.splat(0.0), not_finite);
+    // As many chains as hide the latency of the multiply-adds.
+    const CHAINS: usize = 4;
+    let zero = s.splat(0.0);
+    let (mut tops, mut not_finite) = ([zero; CHAINS], [zero; CHAINS]);
+    let (whole, rest) = row.as_chunks::<{ CHAINS * LANES }>();
+    let mut last = [0.0; CHAINS * LANES];
+    last[..rest.len()].copy_from_slice(rest);
+    let last = if rest.is_empty() { &[][..] } else { std::slice::from_ref(&last) };
+    for four in [whole, last] {
+        for four in four {
+            for (i, v) in four.as_chunks::<LANES>().0.iter().enumerate() {
+                let v = s.load(v);
+                tops[i] = s.max(tops[i], s.max(v, s.sub(zero, v)));
+                // Infinity and NaN times zero are NaN.
+                not_finite[i] = s.mul_add(v, zero, not_finite[i]);
+            }
+        }
     }
-    s.largest(top) + s.sum(not_finite)
+    let top = s.max(s.max(tops[0], tops[1]), s.max(tops[2], tops[3]));
+    let [a, b, c, d] = not_finite;
+    s.largest(top) + s.sum(s.add(s.add(a, b), s.add(c, d)))
 }
 
 /// Integers that activations are rounded to.
-trait Whole: Sized {
+trait Whole: Copy {
+    const ZERO: Self;
     fn store<S: Simd>(s: S, v: S::F, to: &mut [Self; LANES]);
 }
 
 impl Whole for i8 {
+    const ZERO: Self = 0;
     #[inline(always)]
     fn store<S: Simd>(s: S, v: S::F, to: &mut [Self; LANES]) {
         s.store_i8(v, to);
@@ -378,21 +519,20 @@ impl Whole for i8 {
 }
 
 impl Whole for i16 {
+    const ZERO: Self = 0;
     #[inline(always)]
     fn store<S: Simd>(s: S, v: S::F, to: &mut [Self; LANES]) {
         s.store_i16(v, to);
     }
 }
 
-/// Rounds a row to whole multiples of `top / limit`, and gives that unit. What is behind the row stays zero.
+/// Rounds a row to whole multiples of `top / limit`, and gives that unit. What is behind the row becomes zero.
 #[inline(always)]
 fn round_to<S: Simd, T: Whole>(s: S, row: &[f32], top: f32, limit: f32, to: &mut [T; SPAN]) -> f32 {
     // Where all is next to nothing, the reciprocal of the unit would be infinite.
-    if top < 1e-30 {
-        return 0.0;
-    }
-    if top.is_nan() {
-        return f32::NAN;
+    if top < 1e-30 || top.is_nan() {
+        to.fill(T::ZERO);
+        return if top.is_nan() { f32::NAN } else { 0.0 };
     }
     let inverse = s.splat(limit / top);
     let (whole, rest) = row.as_chunks::<LANES>();
@@ -400,8 +540,10 @@ fn round_to<S: Simd, T: Whole>(s: S, row: &[f32], top: f32, limit: f32, to: &mut
     for (to, v) in to.iter_mut().zip(whole) {
         T::store(s, s.mul(s.load(v), inverse), to);
     }
+    let behind = &mut to[whole.len()..];
+    behind.as_flattened_mut().fill(T::ZERO);
     if !rest.is_empty() {
-        T::store(s, s.mul(s.load_some(rest, 0.0), inverse), &mut to[whole.len()]);
+        T::store(s, s.mul(s.load_some(rest, 0.0), inverse), &mut behind[0]);
     }
     top / limit
 }

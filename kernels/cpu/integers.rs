@@ -20,7 +20,7 @@ use std::ops::Range;
 
 use super::input::{Input, SPAN, by_tokens};
 use super::linear::Totals;
-use super::quantized::{CODES, Q4_COLUMNS, Q8_COLUMNS, q4_span, q8_span};
+use super::quantized::{CODES, Q4_COLUMNS, Q8_COLUMNS, RAISED_CODES, q4_span, q8_span};
 use super::rows::{Halves, Rows};
 use super::simd::Avx2;
 use crate::packed::{COLUMNS, PANEL, Q4_GROUP, Q8_GROUP};
@@ -263,8 +263,7 @@ fn q8_tile<const T: usize>(wide: &Q8Span, x: &[i16], scales: &[f32], totals: &mu
 /// A table of 16 bytes for `vpshufb`, in both halves.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn table(plus: i8) -> __m256i {
-    let codes = CODES.map(|code| code + plus);
+fn table(codes: &[i8; 16]) -> __m256i {
     // SAFETY: the array is 16 bytes long.
     _mm256_broadcastsi128_si256(unsafe { _mm_loadu_si128(codes.as_ptr().cast()) })
 }
@@ -299,7 +298,7 @@ fn q4_single<const P: usize>(
     input: &Input,
     mut totals: [&mut [f32; PANEL]; P],
 ) {
-    let table = table(32);
+    let table = table(&RAISED_CODES);
     for span in 0..input.spans() {
         let (start, columns) = input.integers(span, 0);
         let (x, _) = input.bytes[start..start + columns].as_chunks::<COLUMNS>();
@@ -391,7 +390,7 @@ fn q4_tiles(panel: &[u8], input: &Input, tiles: Range<usize>, totals: &mut Total
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 fn q4_widen(groups: &[[u8; Q4_GROUP]], half: usize, wide: &mut Q4Span) {
-    let table = table(0);
+    let table = table(&CODES);
     let raised = _mm256_set1_epi8(128_u8 as i8);
     let mut offset = _mm256_setzero_si256();
     let places =

@@ -22,7 +22,7 @@ use std::ops::Range;
 use super::avx512::Avx512;
 use super::input::{Input, by_tokens};
 use super::linear::Totals;
-use super::quantized::{CODES, Q4_COLUMNS, Q4_RAISED, Q8_COLUMNS, q4_span, q8_span};
+use super::quantized::{Q4_COLUMNS, Q8_COLUMNS, RAISED_CODES, q4_span, q8_span};
 use super::rows::Rows;
 use crate::packed::{COLUMNS, PANEL, Q4_GROUP, Q8_GROUP};
 
@@ -49,15 +49,20 @@ pub(crate) fn q8<const P: usize>(
 
 /// The dot products of q4 panels with the tokens of some tiles, without the row scales, added to `totals`.
 pub(crate) fn q4<const P: usize>(
-    _: Avx512,
+    avx512: Avx512,
     panels: [&[u8]; P],
     input: &Input,
     tiles: &Range<usize>,
     totals: [&mut Totals; P],
 ) {
     if input.n == 1 {
-        // SAFETY: an `Avx512` exists only where the CPU has the instructions.
-        return unsafe { q4_single(panels, input, totals) };
+        // SAFETY: an `Avx512` exists only where the CPU has the instructions, and it is asked whether that has VBMI.
+        return unsafe {
+            match avx512.has_vbmi() {
+                true => q4_single::<P, true>(panels, input, totals),
+                false => q4_single::<P, false>(panels, input, totals),
+            }
+        };
     }
     for (panel, totals) in panels.into_iter().zip(totals) {
         // SAFETY: as above.
@@ -215,14 +220,22 @@ fn add_pairs(mut sum: __m512i, w: __m512i, x: &[i16; 2]) -> __m512i {
 
 // ---------------------------------------------------------------------------------------------- q4
 
+/// # Safety
+/// Where `VBMI` is set, the CPU has it.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn q4_single<const P: usize>(panels: [&[u8]; P], input: &Input, mut totals: [&mut Totals; P]) {
+unsafe fn q4_single<const P: usize, const VBMI: bool>(
+    panels: [&[u8]; P],
+    input: &Input,
+    mut totals: [&mut Totals; P],
+) {
     for span in 0..input.spans() {
         let (start, columns) = input.integers(span, 0);
         let mut w = [&[][..]; P];
         w.iter_mut().zip(panels).for_each(|(w, panel)| *w = q4_span(panel, span));
         let offsets = &input.offsets[start / Q4_COLUMNS..][..columns / Q4_COLUMNS];
-        let sums = q4_dot::<P, 1>(w, &input.bytes[start..start + columns], offsets);
+        let x = &input.bytes[start..start + columns];
+        // SAFETY: as for this function.
+        let sums = unsafe { q4_dot::<P, 1, VBMI>(w, x, offsets) };
         for (sums, totals) in sums.into_iter().zip(&mut totals) {
             add_scaled(sums, &input.byte_scales[span..], totals);
         }
@@ -241,7 +254,8 @@ fn q4_tiles(panel: &[u8], input: &Input, tiles: Range<usize>, totals: &mut Total
             let scales = &input.byte_scales[span * input.n + tile * TOKENS..];
             let totals = &mut totals[(tile - tiles.start) * TOKENS..];
             by_tokens!(tokens up to TOKENS, T => {
-                let [sums] = q4_dot::<1, T>([w], x, offsets);
+                // SAFETY: without VBMI.
+                let [sums] = unsafe { q4_dot::<1, T, false>([w], x, offsets) };
                 add_scaled(sums, scales, totals);
             });
         }
@@ -249,9 +263,12 @@ fn q4_tiles(panel: &[u8], input: &Input, tiles: Range<usize>, totals: &mut Total
 }
 
 /// The sums of a span for `P` panels and the `T` tokens of a tile.
+///
+/// # Safety
+/// As for [`q4_codes`].
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn q4_dot<const P: usize, const T: usize>(
+unsafe fn q4_dot<const P: usize, const T: usize, const VBMI: bool>(
     w: [&[[u8; Q4_GROUP]]; P],
     x: &[u8],
     offsets: &[i32],
@@ -262,7 +279,8 @@ fn q4_dot<const P: usize, const T: usize>(
     let table = table();
     let mut sums = [[_mm512_setzero_si512(); T]; P];
     for (i, (x, offsets)) in x.iter().zip(offsets).enumerate() {
-        q4_add(groups(w, i), table, x, offsets, &mut sums);
+        // SAFETY: as for this function.
+        unsafe { q4_add::<P, T, VBMI>(groups(w, i), table, x, offsets, &mut sums) };
     }
     let mut floats = [[_mm512_setzero_ps(); T]; P];
     for (floats, sums) in floats.as_flattened_mut().iter_mut().zip(sums.as_flattened()) {
@@ -272,9 +290,12 @@ fn q4_dot<const P: usize, const T: usize>(
 }
 
 /// Adds the products of 64 columns.
+///
+/// # Safety
+/// As for [`q4_codes`].
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn q4_add<const P: usize, const T: usize>(
+unsafe fn q4_add<const P: usize, const T: usize, const VBMI: bool>(
     groups: [&[u8; Q4_GROUP]; P],
     table: __m512i,
     x: &[[[u8; 4]; T]; COLUMNS / 4],
@@ -288,7 +309,9 @@ fn q4_add<const P: usize, const T: usize>(
                 *products = _mm512_set1_epi32(*offset);
             }
             for (j, x) in x.as_chunks::<2>().0.iter().enumerate() {
-                let codes = q4_codes(load(groups[p], 4 * PANEL + (2 * i + j) * 4 * PANEL), table);
+                let bytes = load(groups[p], 4 * PANEL + (2 * i + j) * 4 * PANEL);
+                // SAFETY: as for this function.
+                let codes = unsafe { q4_codes::<VBMI>(bytes, table) };
                 for (codes, x) in codes.into_iter().zip(x) {
                     for (products, x) in products.iter_mut().zip(x) {
                         let x = _mm512_set1_epi32(i32::from_ne_bytes(*x));
@@ -305,21 +328,53 @@ fn q4_add<const P: usize, const T: usize>(
 }
 
 /// The codes (plus 32) of the first and of the last 4 columns of 8.
+///
+/// # Safety
+/// Where `VBMI` is set, the CPU has it.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn q4_codes(codes: __m512i, table: __m512i) -> [__m512i; 2] {
+unsafe fn q4_codes<const VBMI: bool>(codes: __m512i, table: __m512i) -> [__m512i; 2] {
+    let high = _mm512_srli_epi16::<4>(codes);
+    if VBMI {
+        // The table repeats itself every 16 bytes, so what stands above the four bits of a code does not matter.
+        // SAFETY: as for this function.
+        return unsafe { [permute(table, codes), permute(table, high)] };
+    }
     let low = _mm512_set1_epi8(15);
-    let high = _mm512_and_si512(_mm512_srli_epi16::<4>(codes), low);
-    [_mm512_shuffle_epi8(table, _mm512_and_si512(codes, low)), _mm512_shuffle_epi8(table, high)]
+    [
+        _mm512_shuffle_epi8(table, _mm512_and_si512(codes, low)),
+        _mm512_shuffle_epi8(table, _mm512_and_si512(high, low)),
+    ]
 }
 
-/// The table of the codes (plus 32) for `vpshufb`, in all four quarters.
+/// The bytes of `table` at the lowest six bits of each byte of `places`.
+///
+/// # Safety
+/// The CPU has VBMI.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+unsafe fn permute(table: __m512i, places: __m512i) -> __m512i {
+    let found;
+    // The intrinsic would be a call, for nothing else here is compiled for VBMI.
+    // SAFETY: the CPU has the instruction, and it touches nothing but registers.
+    unsafe {
+        std::arch::asm!(
+            "vpermb {found}, {places}, {table}",
+            found = lateout(zmm_reg) found,
+            places = in(zmm_reg) places,
+            table = in(zmm_reg) table,
+            options(pure, nomem, nostack, preserves_flags),
+        );
+    }
+    found
+}
+
+/// The table of the codes (plus 32), in all four quarters.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 fn table() -> __m512i {
-    let codes = CODES.map(|code| code + Q4_RAISED);
     // SAFETY: the array is 16 bytes long.
-    _mm512_broadcast_i32x4(unsafe { _mm_loadu_si128(codes.as_ptr().cast()) })
+    _mm512_broadcast_i32x4(unsafe { _mm_loadu_si128(RAISED_CODES.as_ptr().cast()) })
 }
 
 /// The scales of 16 columns out of 64.

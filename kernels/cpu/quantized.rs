@@ -33,6 +33,17 @@ pub(crate) const CODES: [i8; 16] =
 /// What is added to codes where they must not be negative.
 pub(crate) const Q4_RAISED: i8 = 32;
 
+/// The codes, raised: computed by the compiler, since it would not always see that it can.
+pub(crate) const RAISED_CODES: [i8; 16] = {
+    let mut codes = CODES;
+    let mut i = 0;
+    while i < codes.len() {
+        codes[i] += Q4_RAISED;
+        i += 1;
+    }
+    codes
+};
+
 /// Columns that share a q8 scale.
 pub(crate) const Q8_COLUMNS: usize = 32;
 

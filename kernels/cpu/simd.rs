@@ -50,6 +50,10 @@ pub(crate) trait Simd: Copy {
     fn load_i8(self, from: &[i8; LANES]) -> Self::F;
     /// Eight little-endian f32.
     fn load_f32_bytes(self, from: &[u8; 32]) -> Self::F;
+    /// The opposite of [`Self::load_f32_bytes`].
+    fn store_f32_bytes(self, v: Self::F, to: &mut [u8; 32]);
+    /// Lane `i` of vector `j` becomes lane `j` of vector `i`; any bits stay what they are.
+    fn transpose(self, v: [Self::F; LANES]) -> [Self::F; LANES];
     /// Eight little-endian f16.
     fn load_f16_bytes(self, from: &[u8; 16]) -> Self::F;
     /// Sixteen little-endian bf16: those at even and those at odd places.
@@ -62,6 +66,9 @@ pub(crate) trait Simd: Copy {
     fn store_i8(self, v: Self::F, to: &mut [i8; LANES]);
     /// Rounds numbers of magnitude 32767.5 at most, ties to even. Any value for NaN.
     fn store_i16(self, v: Self::F, to: &mut [i16; LANES]);
+
+    /// The sums of sixteen each.
+    fn sums_of_16(self, from: &[i8; 128]) -> [i32; LANES];
 
     /// Asks for the line at place `at` of what will be read soon, where the instruction set can. The place may lie
     /// behind the end.
@@ -196,6 +203,14 @@ impl Simd for Portable {
         std::array::from_fn(|i| f32::from_le_bytes(lanes[i]))
     }
     #[inline(always)]
+    fn store_f32_bytes(self, v: Self::F, to: &mut [u8; 32]) {
+        to.as_chunks_mut::<4>().0.iter_mut().zip(v).for_each(|(to, v)| *to = v.to_le_bytes());
+    }
+    #[inline(always)]
+    fn transpose(self, v: [Self::F; LANES]) -> [Self::F; LANES] {
+        std::array::from_fn(|i| v.map(|v| v[i]))
+    }
+    #[inline(always)]
     fn load_f16_bytes(self, from: &[u8; 16]) -> Self::F {
         let (lanes, _) = from.as_chunks::<2>();
         std::array::from_fn(|i| widen_f16(f16::from_le_bytes(lanes[i])))
@@ -224,6 +239,11 @@ impl Simd for Portable {
     #[inline(always)]
     fn store_i16(self, v: Self::F, to: &mut [i16; LANES]) {
         *to = self.round(v).map(|v| v as i16);
+    }
+    #[inline(always)]
+    fn sums_of_16(self, from: &[i8; 128]) -> [i32; LANES] {
+        let groups = from.as_chunks::<16>().0;
+        std::array::from_fn(|i| groups[i].iter().map(|v| i32::from(*v)).sum())
     }
 }
 
@@ -340,6 +360,36 @@ mod avx2 {
             load_i8(from: &[i8; LANES]) -> __m256 =
                 _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(from.as_ptr().cast())));
             load_f32_bytes(from: &[u8; 32]) -> __m256 = _mm256_loadu_ps(from.as_ptr().cast());
+            store_f32_bytes(v: __m256, to: &mut [u8; 32]) -> () =
+                _mm256_storeu_ps(to.as_mut_ptr().cast(), v);
+            transpose(v: [__m256; LANES]) -> [__m256; LANES] = {
+                let [a, b, c, d, e, f, g, h] = v;
+                // Two lanes of two vectors side by side, then two of four, then halves.
+                let two = [
+                    _mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b),
+                    _mm256_unpacklo_ps(c, d), _mm256_unpackhi_ps(c, d),
+                    _mm256_unpacklo_ps(e, f), _mm256_unpackhi_ps(e, f),
+                    _mm256_unpacklo_ps(g, h), _mm256_unpackhi_ps(g, h),
+                ];
+                let low = [
+                    _mm256_shuffle_ps::<0x44>(two[0], two[2]), _mm256_shuffle_ps::<0xee>(two[0], two[2]),
+                    _mm256_shuffle_ps::<0x44>(two[1], two[3]), _mm256_shuffle_ps::<0xee>(two[1], two[3]),
+                ];
+                let high = [
+                    _mm256_shuffle_ps::<0x44>(two[4], two[6]), _mm256_shuffle_ps::<0xee>(two[4], two[6]),
+                    _mm256_shuffle_ps::<0x44>(two[5], two[7]), _mm256_shuffle_ps::<0xee>(two[5], two[7]),
+                ];
+                [
+                    _mm256_permute2f128_ps::<0x20>(low[0], high[0]),
+                    _mm256_permute2f128_ps::<0x20>(low[1], high[1]),
+                    _mm256_permute2f128_ps::<0x20>(low[2], high[2]),
+                    _mm256_permute2f128_ps::<0x20>(low[3], high[3]),
+                    _mm256_permute2f128_ps::<0x31>(low[0], high[0]),
+                    _mm256_permute2f128_ps::<0x31>(low[1], high[1]),
+                    _mm256_permute2f128_ps::<0x31>(low[2], high[2]),
+                    _mm256_permute2f128_ps::<0x31>(low[3], high[3]),
+                ]
+            };
             load_f16_bytes(from: &[u8; 16]) -> __m256 =
                 _mm256_cvtph_ps(_mm_loadu_si128(from.as_ptr().cast()));
             load_bf16_pairs(from: &[u8; 32]) -> [__m256; 2] = {
@@ -375,6 +425,22 @@ mod avx2 {
             };
             store_i16(v: __m256, to: &mut [i16; LANES]) -> () =
                 _mm_storeu_si128(to.as_mut_ptr().cast(), to_i16(v));
+            sums_of_16(from: &[i8; 128]) -> [i32; LANES] = {
+                let mut fours = [_mm256_setzero_si256(); 4];
+                for (fours, from) in fours.iter_mut().zip(from.as_chunks::<32>().0) {
+                    let from = _mm256_loadu_si256(from.as_ptr().cast());
+                    let twos = _mm256_maddubs_epi16(_mm256_set1_epi8(1), from);
+                    *fours = _mm256_madd_epi16(twos, _mm256_set1_epi16(1));
+                }
+                let [a, b, c, d] = fours;
+                let sums = _mm256_hadd_epi32(_mm256_hadd_epi32(a, b), _mm256_hadd_epi32(c, d));
+                // Each vector's first half stands in the lower half, its last in the upper.
+                let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+                let mut out = [0; LANES];
+                let sums = _mm256_permutevar8x32_epi32(sums, order);
+                _mm256_storeu_si256(out.as_mut_ptr().cast(), sums);
+                out
+            };
         }
     }
 }
