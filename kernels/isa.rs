@@ -105,6 +105,15 @@ impl Isa {
         }
     }
 
+    /// Whether an instruction widens f16 to f32.
+    pub(crate) fn widens_f16(self) -> bool {
+        match self.0 {
+            Level::Portable(_) => false,
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2(_) | Level::Avx512(_) => true,
+        }
+    }
+
     /// Whether these kernels sum the products of bytes in 32 bits at once.
     pub(crate) fn has_vnni(self) -> bool {
         match self.0 {

@@ -90,7 +90,7 @@ pub(crate) trait Simd: Copy {
         ((a + e) + (c + g)) + ((b + f) + (d + h))
     }
 
-    /// The largest lane; a NaN may be passed over.
+    /// The largest lane, if none is NaN.
     #[inline(always)]
     fn largest(self, v: Self::F) -> f32 {
         self.lanes(v).into_iter().fold(f32::NEG_INFINITY, f32::max)
@@ -347,6 +347,11 @@ mod avx2 {
                 _mm256_blendv_ps(no, yes, _mm256_cmp_ps::<_CMP_LT_OQ>(a, b));
             round(a: __m256) -> __m256 =
                 _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a);
+            largest(v: __m256) -> f32 = {
+                let four = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+                let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+                _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)))
+            };
             exp2_whole(n: __m256) -> __m256 = {
                 let biased = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
                 _mm256_castsi256_ps(_mm256_slli_epi32::<23>(biased))

@@ -6,10 +6,9 @@ use std::ops::Range;
 
 use half::f16;
 
-use super::attention::{Job, Softmax};
+use super::attention::{Job, ROWS, Softmax};
 use super::cache::{BLOCK, Elements, GROUP, KEYS, KvBlock};
 use super::functions::{ExpMinus, Mul, Scale, SoftCap, Unary, each, each_with};
-use super::math::exp;
 use super::simd::{Kernel, LANES, Simd};
 use crate::formats::Element;
 
@@ -174,29 +173,53 @@ impl Tile<'_> {
         }
     }
 
-    /// Turns the scores of each query into weights `e^(score - top)`, and moves its softmax on.
+    /// Turns the scores of each query into weights `e^(score - top)`, and moves its softmax on: each step for all
+    /// queries, so that none waits for what another has to do one after the other.
     #[inline(always)]
     fn weigh<S: Simd>(&mut self, s: S) {
+        self.adjust(s);
+        let rows = self.rows.len();
+        let mut tops = [f32::NEG_INFINITY; ROWS];
+        for (i, top) in tops[..rows].iter_mut().enumerate() {
+            *top = largest(s, &self.scores[i][self.seen[i].clone()], self.softmax[i].top);
+        }
+        // What was summed before is worth so much less now.
+        let mut factors = [0.0; ROWS];
+        for (i, factor) in factors[..rows].iter_mut().enumerate() {
+            *factor = self.softmax[i].top - tops[i];
+        }
+        each(s, &mut factors[..rows], ExpMinus(0.0));
+        for (i, (top, factor)) in tops.into_iter().zip(factors).take(rows).enumerate() {
+            let scores = &mut self.scores[i][self.seen[i].clone()];
+            if top == f32::NEG_INFINITY && !scores.iter().any(|score| score.is_nan()) {
+                scores.fill(0.0);
+                continue;
+            }
+            let sum = self.softmax[i].sum * factor + turn_to_weights(s, scores, top);
+            self.softmax[i] = Softmax { top, sum };
+            if factor != 1.0 {
+                let v_dim = self.job.a.v_dim;
+                each(s, &mut self.sums[i * v_dim..][..v_dim], Scale(factor));
+            }
+        }
+    }
+
+    /// Caps the scores and adds what they owe to the distance, where that is asked for.
+    #[inline(always)]
+    fn adjust<S: Simd>(&mut self, s: S) {
         let a = self.job.a;
         for (i, row) in self.rows.clone().enumerate() {
             let seen = self.seen[i].clone();
-            if seen.is_empty() {
-                continue;
-            }
             let scores = &mut self.scores[i][seen.clone()];
             if let Some(cap) = a.softcap {
                 each(s, scores, SoftCap(cap));
             }
             if let Some(slopes) = a.alibi_slopes {
                 let slope = slopes[self.job.head(self.kv_head, row)];
-                let distance = self.job.position(row) - (self.block * BLOCK + seen.start);
+                let key = self.block * BLOCK + seen.start;
                 for (i, score) in scores.iter_mut().enumerate() {
-                    *score -= slope * (distance - i) as f32;
+                    *score -= slope * (self.job.position(row) - (key + i)) as f32;
                 }
-            }
-            let factor = update_softmax(s, &mut self.softmax[i], scores);
-            if factor != 1.0 {
-                each(s, &mut self.sums[i * a.v_dim..][..a.v_dim], Scale(factor));
             }
         }
     }
@@ -469,20 +492,20 @@ impl<E: Element> Mix<'_, E> {
     }
 }
 
-/// Turns scores into weights `e^(score - top)`, and gives the factor for all that was summed before.
+/// The largest of some scores and of `top`; a NaN is passed over.
 #[inline(always)]
-fn update_softmax<S: Simd>(s: S, softmax: &mut Softmax, scores: &mut [f32]) -> f32 {
+fn largest<S: Simd>(s: S, scores: &[f32], top: f32) -> f32 {
     let (whole, rest) = scores.as_chunks::<LANES>();
-    let mut tops = s.max(s.load_some(rest, f32::NEG_INFINITY), s.splat(softmax.top));
+    let mut tops = s.max(s.load_some(rest, f32::NEG_INFINITY), s.splat(top));
     for v in whole {
         tops = s.max(s.load(v), tops);
     }
-    let top = s.largest(tops);
-    if top == f32::NEG_INFINITY && !scores.iter().any(|score| score.is_nan()) {
-        scores.fill(0.0);
-        return 1.0;
-    }
-    let factor = s.lanes(exp(s, s.splat(softmax.top - top)))[0];
+    s.largest(tops)
+}
+
+/// Turns scores into weights `e^(score - top)`, and gives their sum.
+#[inline(always)]
+fn turn_to_weights<S: Simd>(s: S, scores: &mut [f32], top: f32) -> f32 {
     let weight = ExpMinus(top);
     let (whole, rest) = scores.as_chunks_mut::<LANES>();
     let last = weight.apply(s, s.load_some(rest, f32::NEG_INFINITY));
@@ -493,6 +516,5 @@ fn update_softmax<S: Simd>(s: S, softmax: &mut Softmax, scores: &mut [f32]) -> f
         s.store(weight, v);
         sum = s.add(sum, weight);
     }
-    *softmax = Softmax { top, sum: softmax.sum * factor + s.sum(sum) };
-    factor
+    s.sum(sum)
 }
