@@ -328,6 +328,7 @@ impl Prepare<'_> {
         let (tokens, width) = (self.tokens(), rows[0].len());
         // SAFETY: each tile of each span has its own place, and belongs to one part.
         let to = unsafe { self.places.floats.slice(self.start(span, width), width * tokens) };
+        s.prefetch_to_write(to);
         interleave(s, rows, tokens, to);
     }
 
@@ -349,6 +350,7 @@ impl Prepare<'_> {
                 self.places.word_scales.slice(self.first_scale(span), tokens),
             )
         };
+        s.prefetch_to_write(to);
         for (i, scale) in scales.iter_mut().enumerate() {
             *scale = round_to(s, rows[i], tops[i], f32::from(i16::MAX), &mut words[i]);
         }
@@ -374,6 +376,7 @@ impl Prepare<'_> {
                 self.places.byte_scales.slice(self.first_scale(span), tokens),
             )
         };
+        s.prefetch_to_write(to);
         for (i, scale) in scales.iter_mut().enumerate() {
             *scale = round_to(s, rows[i], tops[i], f32::from(i8::MAX), &mut bytes[i]);
         }

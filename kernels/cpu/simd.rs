@@ -75,6 +75,10 @@ pub(crate) trait Simd: Copy {
     #[inline(always)]
     fn prefetch(self, _soon: &[u8], _at: usize) {}
 
+    /// Asks for the lines of what will be written soon: another core may have them.
+    #[inline(always)]
+    fn prefetch_to_write<T>(self, _soon: &[T]) {}
+
     /// The lanes as an array.
     #[inline(always)]
     fn lanes(self, v: Self::F) -> [f32; LANES] {
@@ -330,6 +334,19 @@ mod avx2 {
         fn prefetch(self, soon: &[u8], at: usize) {
             // SAFETY: a prefetch of any address is allowed.
             unsafe { _mm_prefetch::<_MM_HINT_T0>(soon.as_ptr().cast::<i8>().wrapping_add(at)) };
+        }
+
+        #[inline(always)]
+        fn prefetch_to_write<T>(self, soon: &[T]) {
+            for at in (0..size_of_val(soon)).step_by(64) {
+                let line = soon.as_ptr().cast::<u8>().wrapping_add(at);
+                // The compiler makes this of no intrinsic unless it is told of one more feature. All CPUs with AVX2 have the
+                // instruction or take it for none.
+                // SAFETY: a prefetch of any address is allowed.
+                unsafe {
+                    std::arch::asm!("prefetchw byte ptr [{line}]", line = in(reg) line, options(nostack, preserves_flags, readonly));
+                }
+            }
         }
 
         intrinsics! {
