@@ -20,7 +20,7 @@ pub const ISA_VARIABLE: &str = "TRAMONTANE_ISA";
 pub struct Isa(Level);
 
 /// What there are kernels for. The AVX2 level also needs FMA and F16C, which all such CPUs but a few have; the AVX-512
-/// level needs F, BW, DQ, VL and VNNI of it.
+/// level needs F, BW, DQ, VL and VNNI of it, and uses VBMI and BF16 where they are.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Level {
     Portable(Portable),
@@ -125,15 +125,25 @@ impl Isa {
         }
     }
 
-    /// The same instruction set on a CPU without VBMI, where that is not the same.
-    #[cfg(all(test, target_arch = "x86_64"))]
-    pub(crate) fn without_vbmi(self) -> Option<Self> {
+    /// Whether there are kernels that multiply bf16, so that activations are rounded to it.
+    pub(crate) fn multiplies_bf16(self) -> bool {
         match self.0 {
-            Level::Avx512(avx512) if avx512.has_vbmi() => {
-                Some(Self(Level::Avx512(avx512.without_vbmi())))
-            }
-            _ => None,
+            Level::Portable(_) => false,
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2(_) => false,
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512(avx512) => avx512.bf16().is_some(),
         }
+    }
+
+    /// For tests, every variant that this CPU can run: also the same instruction set as on older CPUs.
+    #[cfg(test)]
+    pub(crate) fn variants() -> Vec<Self> {
+        let mut all = Self::available();
+        #[cfg(target_arch = "x86_64")]
+        all.extend(Avx512::detect().map(|avx512| Self(Level::Avx512(avx512.without_extras()))));
+        all.dedup();
+        all
     }
 
     /// The instruction set with its proof, for kernels that are written for it alone.

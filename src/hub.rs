@@ -82,7 +82,7 @@ impl ModelRef {
     /// let hub = ModelRef::parse(Some("mistralai/Mistral-7B-v0.1@refs/pr/3"))?;
     /// let (repo, revision) = ("mistralai/Mistral-7B-v0.1".into(), "refs/pr/3".into());
     /// assert_eq!(hub, ModelRef::Hub { repo, revision });
-    /// assert!(ModelRef::parse(Some("../../etc")).is_err());
+    /// assert!(ModelRef::parse(Some("../no/such/folder")).is_err());
     /// # Ok::<(), tramontane::Error>(())
     /// ```
     ///

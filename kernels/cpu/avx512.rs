@@ -18,7 +18,12 @@ pub(crate) struct Avx512 {
     avx2: Avx2,
     /// Whether bytes can be looked up by six bits (VBMI: Intel since Ice Lake, AMD since Zen 4).
     vbmi: bool,
+    bf16: Option<Bf16Products>,
 }
+
+/// Proof that the CPU also multiplies bf16 (AMD since Zen 4, Intel's servers since Cooper Lake): see [`super::bfloats512`].
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Bf16Products(());
 
 impl Avx512 {
     pub(crate) fn detect() -> Option<Self> {
@@ -28,7 +33,8 @@ impl Avx512 {
             && is_x86_feature_detected!("avx512vl")
             && is_x86_feature_detected!("avx512vnni");
         let vbmi = is_x86_feature_detected!("avx512vbmi");
-        Avx2::detect().filter(|_| all).map(|avx2| Self { avx2, vbmi })
+        let bf16 = is_x86_feature_detected!("avx512bf16").then_some(Bf16Products(()));
+        Avx2::detect().filter(|_| all).map(|avx2| Self { avx2, vbmi, bf16 })
     }
 
     pub(crate) fn avx2(self) -> Avx2 {
@@ -39,10 +45,14 @@ impl Avx512 {
         self.vbmi
     }
 
-    /// As where there is no VBMI.
+    pub(crate) fn bf16(self) -> Option<Bf16Products> {
+        self.bf16
+    }
+
+    /// As on the first CPUs with AVX-512 VNNI.
     #[cfg(test)]
-    pub(crate) fn without_vbmi(self) -> Self {
-        Self { vbmi: false, ..self }
+    pub(crate) fn without_extras(self) -> Self {
+        Self { vbmi: false, bf16: None, ..self }
     }
 }
 

@@ -7,12 +7,15 @@
 //! What is prepared depends on the formats of the weights and on the instruction set:
 //!
 //! - f32 for weights in 16 and 32 bits, and for every format where there are no integer kernels;
+//! - bf16 for weights in bf16 where the CPU multiplies it;
 //! - 16-bit integers for q8, which is as good as exact;
 //! - 8-bit integers for q4, one side of whose products must be unsigned. With AVX-512 these are the codes, so the activations
 //!   are signed, with the sums of 16 columns to take off what raising the codes adds; with AVX2 they are so for a single
 //!   token, for many they are unsigned (plus 128).
 
 use std::ops::Range;
+
+use half::bf16;
 
 use super::quantized::{Q4_COLUMNS, Q4_RAISED};
 use super::rows::{Rows, RowsKernel};
@@ -64,6 +67,8 @@ pub struct Input {
     isa: Option<Isa>,
     kinds: Kinds,
     floats: Vec<f32>,
+    /// `[span][tile][pair of columns][token]`
+    halves: Vec<[bf16; 2]>,
     pub(crate) words: Vec<i16>,
     pub(crate) bytes: Vec<u8>,
     /// `[span][token]`: what a unit of `words` is worth.
@@ -80,6 +85,7 @@ pub struct Input {
 #[derive(Clone, Copy, Default)]
 struct Kinds {
     floats: bool,
+    halves: bool,
     words: bool,
     bytes: bool,
     offsets: bool,
@@ -129,6 +135,13 @@ impl Input {
         &self.floats[span * SPAN * self.n + tile * self.tile_len * columns..][..columns * tokens]
     }
 
+    /// The activations of a tile in a span, `[pairs of columns, tokens]`; the partner of an odd column is zero.
+    #[inline(always)]
+    pub(crate) fn halves(&self, span: usize, tile: usize) -> &[[bf16; 2]] {
+        let (pairs, tokens) = (self.columns(span).div_ceil(2), self.tokens(tile));
+        &self.halves[span * SPAN / 2 * self.n + tile * self.tile_len * pairs..][..pairs * tokens]
+    }
+
     /// Where the integers of a tile begin in a span, and how many columns they have: whole groups of 64.
     #[inline(always)]
     pub(crate) fn integers(&self, span: usize, tile: usize) -> (usize, usize) {
@@ -157,10 +170,13 @@ impl Input {
     pub(crate) fn check(&self, isa: Isa, format: Format, cols: usize) {
         assert_eq!(cols, self.cols, "columns of the weights, columns of the input");
         assert_eq!(Some(isa), self.isa, "the instruction set, and that of the input");
-        let Kinds { floats, words, bytes, .. } = Kinds::for_formats(isa, &[format]);
+        let Kinds { floats, halves, words, bytes, .. } = Kinds::for_formats(isa, &[format]);
         let have = self.kinds;
         assert!(
-            (have.floats || !floats) && (have.words || !words) && (have.bytes || !bytes),
+            (have.floats || !floats)
+                && (have.halves || !halves)
+                && (have.words || !words)
+                && (have.bytes || !bytes),
             "the input was not prepared for {format} weights"
         );
     }
@@ -168,8 +184,9 @@ impl Input {
     fn make_room(&mut self) {
         let padded = self.n * self.cols.next_multiple_of(COLUMNS);
         let scales = self.n * self.spans();
-        let Kinds { floats, words, bytes, offsets } = self.kinds;
+        let Kinds { floats, halves, words, bytes, offsets } = self.kinds;
         grow(&mut self.floats, if floats { self.n * self.cols } else { 0 });
+        grow(&mut self.halves, if halves { self.n * self.cols.div_ceil(2) } else { 0 });
         grow(&mut self.words, if words { padded } else { 0 });
         grow(&mut self.word_scales, if words { scales } else { 0 });
         grow(&mut self.bytes, if bytes { padded } else { 0 });
@@ -203,6 +220,7 @@ impl Kinds {
         let mut kinds = Self::default();
         for format in formats {
             match format {
+                Format::Bf16 if isa.multiplies_bf16() => kinds.halves = true,
                 Format::F32 | Format::F16 | Format::Bf16 => kinds.floats = true,
                 Format::Q8 if isa.has_integers() => kinds.words = true,
                 Format::Q4 if isa.has_integers() => {
@@ -223,6 +241,7 @@ pub(crate) struct Places<'a> {
     tile_len: usize,
     kinds: Kinds,
     floats: SharedMut<'a, f32>,
+    halves: SharedMut<'a, [bf16; 2]>,
     pub(crate) words: SharedMut<'a, i16>,
     pub(crate) bytes: SharedMut<'a, u8>,
     pub(crate) word_scales: SharedMut<'a, f32>,
@@ -239,6 +258,7 @@ impl<'a> Places<'a> {
             tile_len: input.tile_len,
             kinds: input.kinds,
             floats: SharedMut::new(&mut input.floats),
+            halves: SharedMut::new(&mut input.halves),
             words: SharedMut::new(&mut input.words),
             bytes: SharedMut::new(&mut input.bytes),
             word_scales: SharedMut::new(&mut input.word_scales),
@@ -274,10 +294,14 @@ impl Prepare<'_> {
     fn tile<S: Simd, const N: usize>(&self, s: S) {
         let kinds = self.places.kinds;
         let (mut words, mut bytes) = ([[0; SPAN]; N], [[0; SPAN]; N]);
+        let mut halves = [[bf16::ZERO; SPAN]; N];
         for span in self.spans.clone() {
             let rows: [_; N] = std::array::from_fn(|i| self.row(span, i));
             if kinds.floats {
                 self.store_floats(s, span, &rows);
+            }
+            if kinds.halves {
+                self.store_halves(s, span, &rows, &mut halves);
             }
             if !kinds.words && !kinds.bytes {
                 continue;
@@ -330,6 +354,34 @@ impl Prepare<'_> {
         let to = unsafe { self.places.floats.slice(self.start(span, width), width * tokens) };
         s.prefetch_to_write(to);
         interleave(s, rows, tokens, to);
+    }
+
+    /// Stores the rows as bf16; `halves` is memory for them.
+    #[inline(always)]
+    fn store_halves<S: Simd, const N: usize>(
+        &self,
+        s: S,
+        span: usize,
+        rows: &[&[f32]; N],
+        halves: &mut [[bf16; SPAN]; N],
+    ) {
+        let (tokens, width) = (self.tokens(), rows[0].len().next_multiple_of(2));
+        // SAFETY: as for floats.
+        let to =
+            unsafe { self.places.halves.slice(self.start(span, width) / 2, width / 2 * tokens) };
+        s.prefetch_to_write(to);
+        for (row, to) in rows[..tokens].iter().zip(&mut *halves) {
+            let (whole, rest) = row.as_chunks::<LANES>();
+            let (to, _) = to.as_chunks_mut::<LANES>();
+            for (v, to) in whole.iter().zip(&mut *to) {
+                s.store_bf16(s.load(v), to);
+            }
+            if !rest.is_empty() {
+                s.store_bf16(s.load_some(rest, 0.0), &mut to[whole.len()]);
+            }
+        }
+        let rows = halves.each_ref().map(|row| row[..width].as_chunks::<2>().0);
+        interleave(s, &rows, tokens, to);
     }
 
     /// Stores the rows in 16 bits; `words` is memory for them.
@@ -442,6 +494,8 @@ unsafe trait Unit: Copy {}
 unsafe impl Unit for f32 {}
 // SAFETY: numbers.
 unsafe impl Unit for i32 {}
+// SAFETY: numbers.
+unsafe impl Unit for [bf16; 2] {}
 // SAFETY: numbers.
 unsafe impl Unit for [i16; 2] {}
 // SAFETY: numbers.

@@ -3,6 +3,8 @@
 pub mod attention;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx512;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod bfloats512;
 pub(crate) mod cache;
 pub mod elementwise;
 pub(crate) mod floats;

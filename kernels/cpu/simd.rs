@@ -62,6 +62,8 @@ pub(crate) trait Simd: Copy {
     fn nearest(self, v: Self::F, table: &[i8; 64]) -> Self::F;
     /// To the nearest, ties to even.
     fn store_f16(self, v: Self::F, to: &mut [f16; LANES]);
+    /// To the nearest, ties to even.
+    fn store_bf16(self, v: Self::F, to: &mut [bf16; LANES]);
     /// Rounds numbers of magnitude 127.5 at most, ties to even. Any value for NaN.
     fn store_i8(self, v: Self::F, to: &mut [i8; LANES]);
     /// Rounds numbers of magnitude 32767.5 at most, ties to even. Any value for NaN.
@@ -235,6 +237,10 @@ impl Simd for Portable {
     #[inline(always)]
     fn store_f16(self, v: Self::F, to: &mut [f16; LANES]) {
         *to = v.map(f16::from_f32_const);
+    }
+    #[inline(always)]
+    fn store_bf16(self, v: Self::F, to: &mut [bf16; LANES]) {
+        *to = v.map(bf16::from_f32);
     }
     #[inline(always)]
     fn store_i8(self, v: Self::F, to: &mut [i8; LANES]) {
@@ -441,6 +447,18 @@ mod avx2 {
                 to.as_mut_ptr().cast(),
                 _mm256_cvtps_ph::<{ _MM_FROUND_TO_NEAREST_INT }>(v),
             );
+            store_bf16(v: __m256, to: &mut [bf16; LANES]) -> () = {
+                let bits = _mm256_castps_si256(v);
+                let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
+                let half = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff));
+                let rounded = _mm256_castsi256_ps(_mm256_add_epi32(bits, half));
+                let quiet = _mm256_or_ps(v, _mm256_castsi256_ps(_mm256_set1_epi32(0x40_0000)));
+                let nan = _mm256_cmp_ps::<_CMP_UNORD_Q>(v, v);
+                let top = _mm256_castps_si256(_mm256_blendv_ps(rounded, quiet, nan));
+                let top = _mm256_srli_epi32::<16>(top);
+                let (low, high) = (_mm256_castsi256_si128(top), _mm256_extracti128_si256::<1>(top));
+                _mm_storeu_si128(to.as_mut_ptr().cast(), _mm_packus_epi32(low, high));
+            };
             store_i8(v: __m256, to: &mut [i8; LANES]) -> () = {
                 let whole = to_i16(v);
                 _mm_storel_epi64(to.as_mut_ptr().cast(), _mm_packs_epi16(whole, whole));
