@@ -6,7 +6,7 @@ use half::{bf16, f16};
 
 use super::functions::{
     Add, AddScaled, Binary, ExpMinus, Gated, Gelu, GeluTanh, Minus, Mul, Relu, ReluSquared, Scale,
-    Silu, SoftCap, Unary, Weighted, each, each_with,
+    Silu, SoftCap, Unary, Weighted, each, each_with, largest,
 };
 use super::shared::SharedMut;
 use super::simd::{Kernel, LANES, Simd};
@@ -298,13 +298,8 @@ impl Kernel for Softmax<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let (whole, rest) = self.x.as_chunks::<LANES>();
-        let mut top = s.load_some(rest, f32::NEG_INFINITY);
-        for v in whole {
-            top = s.max(top, s.load(v));
-        }
-        let top = s.largest(top);
-        if top == f32::NEG_INFINITY {
+        let top = largest(s, self.x, f32::NEG_INFINITY);
+        if top == f32::NEG_INFINITY && !self.x.iter().any(|x| x.is_nan()) {
             return self.x.fill(0.0);
         }
         each(s, self.x, ExpMinus(top));

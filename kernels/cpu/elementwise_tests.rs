@@ -114,6 +114,25 @@ fn gated_activations_are_activations_times_up() {
 }
 
 #[test]
+fn nan_is_not_hidden_by_a_softmax() {
+    let pool = Pool::new(1);
+    for isa in Isa::available() {
+        // Alone among minus infinities, among numbers, in each lane and behind the last whole vector.
+        for others in [f32::NEG_INFINITY, 3.0] {
+            for at in 0..19 {
+                let mut x = [others; 19];
+                x[at] = f32::NAN;
+                softmax(isa, &pool, &mut x, 19);
+                assert!(x.iter().any(|x| x.is_nan()), "{isa:?} {others} {at}: {x:?}");
+            }
+        }
+        let mut nothing = [f32::NEG_INFINITY; 19];
+        softmax(isa, &pool, &mut nothing, 19);
+        assert_eq!(nothing, [0.0; 19]);
+    }
+}
+
+#[test]
 fn softmax_matches_the_reference() {
     for (row, n) in ROWS {
         let mut x = Numbers::new(3).normal(row * n);

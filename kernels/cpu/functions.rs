@@ -31,6 +31,17 @@ pub(crate) fn each_with<S: Simd>(s: S, x: &mut [f32], y: &[f32], f: impl Binary)
     s.store_some(v, x_rest);
 }
 
+/// The largest of some numbers and of `top`, which is not NaN; others that are NaN are passed over.
+#[inline(always)]
+pub(crate) fn largest<S: Simd>(s: S, x: &[f32], top: f32) -> f32 {
+    let (whole, rest) = x.as_chunks::<LANES>();
+    let mut tops = s.max(s.load_some(rest, f32::NEG_INFINITY), s.splat(top));
+    for v in whole {
+        tops = s.max(s.load(v), tops);
+    }
+    s.largest(tops)
+}
+
 /// A function of one vector.
 pub(crate) trait Unary: Copy + Sync {
     fn apply<S: Simd>(self, s: S, x: S::F) -> S::F;

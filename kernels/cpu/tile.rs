@@ -8,7 +8,7 @@ use half::f16;
 
 use super::attention::{Job, ROWS, Softmax};
 use super::cache::{BLOCK, Elements, GROUP, KEYS, KvBlock};
-use super::functions::{ExpMinus, Mul, Scale, SoftCap, Unary, each, each_with};
+use super::functions::{ExpMinus, Mul, Scale, SoftCap, Unary, each, each_with, largest};
 use super::simd::{Kernel, LANES, Simd};
 use crate::formats::Element;
 
@@ -490,17 +490,6 @@ impl<E: Element> Mix<'_, E> {
             unroll!(v in 0..V => { s.store(totals[r][v], &mut sums[v]); });
         });
     }
-}
-
-/// The largest of some scores and of `top`; a NaN is passed over.
-#[inline(always)]
-fn largest<S: Simd>(s: S, scores: &[f32], top: f32) -> f32 {
-    let (whole, rest) = scores.as_chunks::<LANES>();
-    let mut tops = s.max(s.load_some(rest, f32::NEG_INFINITY), s.splat(top));
-    for v in whole {
-        tops = s.max(s.load(v), tops);
-    }
-    s.largest(tops)
 }
 
 /// Turns scores into weights `e^(score - top)`, and gives their sum.
