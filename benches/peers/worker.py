@@ -189,13 +189,15 @@ class MistralRs:
 
 @contextlib.contextmanager
 def quiet():
-    """What C code prints goes nowhere."""
-    saved, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    """What an engine prints goes nowhere; gives a file for the answers, which goes to stdout."""
+    sys.stdout.flush()
+    saved, nothing = [os.dup(1), os.dup(2)], os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 1)
     os.dup2(nothing, 2)
     try:
-        yield
+        yield open(saved[0], "w", buffering=1)
     finally:
-        os.dup2(saved, 2)
+        os.dup2(saved[1], 2)
 
 
 def main():
@@ -207,7 +209,7 @@ def main():
     parser.add_argument("--kv", default="f16")
     parser.add_argument("--quantization", help="of mistral.rs: q4k, q8_0, or none")
     a = parser.parse_args()
-    with quiet():
+    with quiet() as answers:
         start = time.perf_counter()
         if a.engine == "transformers":
             engine = Transformers(a.model, a.threads)
@@ -215,14 +217,10 @@ def main():
             engine = MistralRs(a.model, a.quantization)
         else:
             engine = Llama(a.engine, a.model, a.threads, a.context, a.kv)
-        answer({"load_s": time.perf_counter() - start})
+        print(json.dumps({"load_s": time.perf_counter() - start}), file=answers)
         engine.warm_up()
         for line in sys.stdin:
-            answer({"t_s": engine.measure(**json.loads(line))})
-
-
-def answer(record):
-    print(json.dumps(record), flush=True)
+            print(json.dumps({"t_s": engine.measure(**json.loads(line))}), file=answers)
 
 
 if __name__ == "__main__":
