@@ -472,15 +472,13 @@ pub fn f32_to_f16(isa: Isa, from: &[f32], to: &mut [f16]) {
     isa.run(Narrow { from, to });
 }
 
-/// Rounds to bfloat16, to the nearest, ties to even.
+/// Rounds to bfloat16, to the nearest, ties to even; too large becomes infinite.
 ///
 /// # Panics
 /// When the lengths differ.
-pub fn f32_to_bf16(from: &[f32], to: &mut [bf16]) {
+pub fn f32_to_bf16(isa: Isa, from: &[f32], to: &mut [bf16]) {
     check_lengths(from.len(), to.len());
-    for (from, to) in from.iter().zip(to) {
-        *to = bf16::from_f32(*from);
-    }
+    isa.run(Narrow { from, to });
 }
 
 struct Widen<'a, E> {
@@ -502,22 +500,44 @@ impl<E: Element> Kernel for Widen<'_, E> {
 }
 
 /// Rounds to half precision; the lengths are the same.
-pub(super) struct Narrow<'a> {
+pub(super) struct Narrow<'a, H> {
     pub(super) from: &'a [f32],
-    pub(super) to: &'a mut [f16],
+    pub(super) to: &'a mut [H],
 }
 
-impl Kernel for Narrow<'_> {
+/// A float of 16 bits.
+pub(super) trait Half: Copy {
+    const ZERO: Self;
+    fn store<S: Simd>(s: S, v: S::F, to: &mut [Self; LANES]);
+}
+
+impl Half for f16 {
+    const ZERO: Self = Self::ZERO;
+    #[inline(always)]
+    fn store<S: Simd>(s: S, v: S::F, to: &mut [Self; LANES]) {
+        s.store_f16(v, to);
+    }
+}
+
+impl Half for bf16 {
+    const ZERO: Self = Self::ZERO;
+    #[inline(always)]
+    fn store<S: Simd>(s: S, v: S::F, to: &mut [Self; LANES]) {
+        s.store_bf16(v, to);
+    }
+}
+
+impl<H: Half> Kernel for Narrow<'_, H> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let (from, from_rest) = self.from.as_chunks::<LANES>();
         let (to, to_rest) = self.to.as_chunks_mut::<LANES>();
         for (from, to) in from.iter().zip(to) {
-            s.store_f16(s.load(from), to);
+            H::store(s, s.load(from), to);
         }
-        let mut last = [f16::ZERO; LANES];
-        s.store_f16(s.load_some(from_rest, 0.0), &mut last);
+        let mut last = [H::ZERO; LANES];
+        H::store(s, s.load_some(from_rest, 0.0), &mut last);
         to_rest.copy_from_slice(&last[..to_rest.len()]);
     }
 }

@@ -221,9 +221,30 @@ fn every_half_converts_as_the_half_crate_does() {
             );
         }
         bf16_to_f32(isa, &brains, &mut wide);
-        for (brain, wide) in brains.iter().zip(&wide) {
-            let same = brain.to_f32().to_bits() == wide.to_bits();
-            assert!(same || (brain.is_nan() && wide.is_nan()), "{isa:?} {brain:?}");
+        let mut back = vec![bf16::ZERO; brains.len()];
+        f32_to_bf16(isa, &wide, &mut back);
+        for ((brain, wide), back) in brains.iter().zip(&wide).zip(&back) {
+            let same = brain.to_f32().to_bits() == wide.to_bits() && brain == back;
+            assert!(
+                same || (brain.is_nan() && wide.is_nan() && back.is_nan()),
+                "{isa:?} {brain:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn rounding_to_bfloat16_is_to_the_nearest_even() {
+    let mut numbers = Numbers::new(7);
+    let mut x: Vec<f32> = (0..100_003).map(|_| f32::from_bits(numbers.bits() as u32)).collect();
+    // Ties, the largest numbers, and a NaN all of whose upper bits would be lost.
+    let bits = [0x3f80_8000, 0x3f81_8000, 0x7f7f_8000, 0x7f7f_7fff, 0x7f80_0001, 0xff80_0001, 1];
+    x.extend(bits.map(f32::from_bits));
+    for isa in Isa::available() {
+        let mut got = vec![bf16::ZERO; x.len()];
+        f32_to_bf16(isa, &x, &mut got);
+        for (x, got) in x.iter().zip(&got) {
+            assert_eq!(got.to_bits(), bf16::from_f32(*x).to_bits(), "{isa:?} {:#x}", x.to_bits());
         }
     }
 }

@@ -17,6 +17,7 @@ use std::ops::Range;
 
 use half::bf16;
 
+use super::elementwise::Narrow;
 use super::quantized::{Q4_COLUMNS, Q4_RAISED};
 use super::rows::{Rows, RowsKernel};
 use super::shared::SharedMut;
@@ -371,14 +372,8 @@ impl Prepare<'_> {
             unsafe { self.places.halves.slice(self.start(span, width) / 2, width / 2 * tokens) };
         s.prefetch_to_write(to);
         for (row, to) in rows[..tokens].iter().zip(&mut *halves) {
-            let (whole, rest) = row.as_chunks::<LANES>();
-            let (to, _) = to.as_chunks_mut::<LANES>();
-            for (v, to) in whole.iter().zip(&mut *to) {
-                s.store_bf16(s.load(v), to);
-            }
-            if !rest.is_empty() {
-                s.store_bf16(s.load_some(rest, 0.0), &mut to[whole.len()]);
-            }
+            Narrow { from: row, to: &mut to[..row.len()] }.run(s);
+            to[row.len()..width].fill(bf16::ZERO);
         }
         let rows = halves.each_ref().map(|row| row[..width].as_chunks::<2>().0);
         interleave(s, &rows, tokens, to);
