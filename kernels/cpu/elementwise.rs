@@ -9,7 +9,7 @@ use super::functions::{
     Silu, SoftCap, Unary, Weighted, each, each_with, largest,
 };
 use super::shared::SharedMut;
-use super::simd::{Kernel, LANES, Simd};
+use super::simd::{Kernel, LANES, Round, Simd};
 use crate::formats::Element;
 use crate::{Isa, Pool};
 
@@ -500,44 +500,22 @@ impl<E: Element> Kernel for Widen<'_, E> {
 }
 
 /// Rounds to half precision; the lengths are the same.
-pub(super) struct Narrow<'a, H> {
+pub(super) struct Narrow<'a, T> {
     pub(super) from: &'a [f32],
-    pub(super) to: &'a mut [H],
+    pub(super) to: &'a mut [T],
 }
 
-/// A float of 16 bits.
-pub(super) trait Half: Copy {
-    const ZERO: Self;
-    fn store<S: Simd>(s: S, v: S::F, to: &mut [Self; LANES]);
-}
-
-impl Half for f16 {
-    const ZERO: Self = Self::ZERO;
-    #[inline(always)]
-    fn store<S: Simd>(s: S, v: S::F, to: &mut [Self; LANES]) {
-        s.store_f16(v, to);
-    }
-}
-
-impl Half for bf16 {
-    const ZERO: Self = Self::ZERO;
-    #[inline(always)]
-    fn store<S: Simd>(s: S, v: S::F, to: &mut [Self; LANES]) {
-        s.store_bf16(v, to);
-    }
-}
-
-impl<H: Half> Kernel for Narrow<'_, H> {
+impl<T: Round> Kernel for Narrow<'_, T> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let (from, from_rest) = self.from.as_chunks::<LANES>();
         let (to, to_rest) = self.to.as_chunks_mut::<LANES>();
         for (from, to) in from.iter().zip(to) {
-            H::store(s, s.load(from), to);
+            T::store(s, s.load(from), to);
         }
-        let mut last = [H::ZERO; LANES];
-        H::store(s, s.load_some(from_rest, 0.0), &mut last);
+        let mut last = [T::default(); LANES];
+        T::store(s, s.load_some(from_rest, 0.0), &mut last);
         to_rest.copy_from_slice(&last[..to_rest.len()]);
     }
 }

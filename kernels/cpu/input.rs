@@ -21,7 +21,7 @@ use super::elementwise::Narrow;
 use super::quantized::{Q4_COLUMNS, Q4_RAISED};
 use super::rows::{Rows, RowsKernel};
 use super::shared::SharedMut;
-use super::simd::{Kernel, LANES, Simd};
+use super::simd::{Kernel, LANES, Round, Simd};
 use crate::packed::{COLUMNS, Format};
 use crate::{Isa, Pool};
 
@@ -556,34 +556,12 @@ pub(crate) fn largest_magnitude<S: Simd>(s: S, row: &[f32]) -> f32 {
     s.largest(top) + s.sum(s.add(s.add(a, b), s.add(c, d)))
 }
 
-/// Integers that activations are rounded to.
-trait Whole: Copy {
-    const ZERO: Self;
-    fn store<S: Simd>(s: S, v: S::F, to: &mut [Self; LANES]);
-}
-
-impl Whole for i8 {
-    const ZERO: Self = 0;
-    #[inline(always)]
-    fn store<S: Simd>(s: S, v: S::F, to: &mut [Self; LANES]) {
-        s.store_i8(v, to);
-    }
-}
-
-impl Whole for i16 {
-    const ZERO: Self = 0;
-    #[inline(always)]
-    fn store<S: Simd>(s: S, v: S::F, to: &mut [Self; LANES]) {
-        s.store_i16(v, to);
-    }
-}
-
 /// Rounds a row to whole multiples of `top / limit`, and gives that unit. What is behind the row becomes zero.
 #[inline(always)]
-fn round_to<S: Simd, T: Whole>(s: S, row: &[f32], top: f32, limit: f32, to: &mut [T; SPAN]) -> f32 {
+fn round_to<S: Simd, T: Round>(s: S, row: &[f32], top: f32, limit: f32, to: &mut [T; SPAN]) -> f32 {
     // Where all is next to nothing, the reciprocal of the unit would be infinite.
     if top < 1e-30 || top.is_nan() {
-        to.fill(T::ZERO);
+        to.fill(T::default());
         return if top.is_nan() { f32::NAN } else { 0.0 };
     }
     let inverse = s.splat(limit / top);
@@ -593,7 +571,7 @@ fn round_to<S: Simd, T: Whole>(s: S, row: &[f32], top: f32, limit: f32, to: &mut
         T::store(s, s.mul(s.load(v), inverse), to);
     }
     let behind = &mut to[whole.len()..];
-    behind.as_flattened_mut().fill(T::ZERO);
+    behind.as_flattened_mut().fill(T::default());
     if !rest.is_empty() {
         T::store(s, s.mul(s.load_some(rest, 0.0), inverse), &mut behind[0]);
     }

@@ -117,6 +117,23 @@ pub(crate) trait Simd: Copy {
     }
 }
 
+/// Numbers that eight lanes are rounded to.
+pub(crate) trait Round: Copy + Default {
+    fn store<S: Simd>(s: S, v: S::F, to: &mut [Self; LANES]);
+}
+
+macro_rules! round {
+    ($($type:ty: $store:ident),*) => {$(
+        impl Round for $type {
+            #[inline(always)]
+            fn store<S: Simd>(s: S, v: S::F, to: &mut [Self; LANES]) {
+                s.$store(v, to);
+            }
+        }
+    )*};
+}
+round!(f16: store_f16, bf16: store_bf16, i8: store_i8, i16: store_i16);
+
 /// Plain Rust on arrays; the compiler makes vector code of it for the target's baseline.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Portable;

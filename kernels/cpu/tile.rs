@@ -216,9 +216,9 @@ impl Tile<'_> {
             }
             if let Some(slopes) = a.alibi_slopes {
                 let slope = slopes[self.job.head(self.kv_head, row)];
-                let key = self.block * BLOCK + seen.start;
-                for (i, score) in scores.iter_mut().enumerate() {
-                    *score -= slope * (self.job.position(row) - (key + i)) as f32;
+                let (position, first) = (self.job.position(row), self.block * BLOCK);
+                for (score, key) in scores.iter_mut().zip(seen) {
+                    *score -= slope * (position - (first + key)) as f32;
                 }
             }
         }
