@@ -246,11 +246,11 @@ fn unpack_element(format: Format, panel: &[u8], row: usize, col: usize) -> f32 {
 /// The values of the codes of [`Format::Q4`].
 pub const CODES: [i8; 16] = crate::cpu::quantized::CODES;
 
-/// Activations as the integer kernels see them: for each token and each 256 columns, whole multiples of their largest
-/// magnitude divided by `limit` (127 for q4, 32767 for q8).
-pub fn quantize(x: &[f32], cols: usize, limit: f32) -> Vec<f32> {
+/// Activations as the integer kernels see them: for each token and each `share` columns, whole multiples of their largest
+/// magnitude divided by `limit` (127 for 8 bits, 32767 for 16).
+pub fn quantize(x: &[f32], cols: usize, share: usize, limit: f32) -> Vec<f32> {
     let mut out = x.to_vec();
-    for span in out.chunks_mut(cols.max(1)).flat_map(|row| row.chunks_mut(256)) {
+    for span in out.chunks_mut(cols.max(1)).flat_map(|row| row.chunks_mut(share)) {
         let top = span.iter().fold(0.0_f32, |top, x| top.max(x.abs()));
         let inverse = if top < 1e-30 { 0.0 } else { limit / top };
         span.iter_mut().for_each(|x| *x = (*x * inverse).round_ties_even() * (top / limit));

@@ -8,20 +8,19 @@
 //!
 //! - f32 for weights in 16 and 32 bits, and for every format where there are no integer kernels;
 //! - bf16 for weights in bf16 where the CPU multiplies it;
-//! - 16-bit integers for q8, which is as good as exact;
-//! - 8-bit integers for q4, one side of whose products must be unsigned. With AVX-512 these are the codes, so the activations
-//!   are signed, with the sums of 16 columns to take off what raising the codes adds; with AVX2 they are so for a single
-//!   token, for many they are unsigned (plus 128).
-
-use std::ops::Range;
+//! - integers for q8: of 16 bits with AVX2, which is as good as exact and no slower there than 8 bits would be; of 8 bits with
+//!   AVX-512, which multiplies twice as many of them, with a scale for each token and 32 columns, like the weights;
+//! - 8-bit integers for q4, with a scale for each token and span.
+//!
+//! One side of the products of bytes must be unsigned. With AVX-512 these are the weights, so the activations are signed,
+//! with sums of columns to take off what raising the weights adds; with AVX2 (q4) they are so for a single token, for many they
+//! are unsigned (plus 128).
 
 use half::bf16;
 
-use super::elementwise::Narrow;
-use super::quantized::{Q4_COLUMNS, Q4_RAISED};
+use super::prepare::{Places, Prepare};
+use super::quantized::{Q4_COLUMNS, Q8_COLUMNS};
 use super::rows::{Rows, RowsKernel};
-use super::shared::SharedMut;
-use super::simd::{Kernel, LANES, Round, Simd};
 use crate::packed::{COLUMNS, Format};
 use crate::{Isa, Pool};
 
@@ -66,30 +65,39 @@ pub struct Input {
     pub(crate) tile_len: usize,
     /// What it was prepared for.
     isa: Option<Isa>,
-    kinds: Kinds,
-    floats: Vec<f32>,
+    pub(super) kinds: Kinds,
+    pub(super) floats: Vec<f32>,
     /// `[span][tile][pair of columns][token]`
-    halves: Vec<[bf16; 2]>,
-    pub(crate) words: Vec<i16>,
-    pub(crate) bytes: Vec<u8>,
+    pub(super) halves: Vec<[bf16; 2]>,
+    /// For q8 and AVX2.
+    pub(super) words: Vec<i16>,
     /// `[span][token]`: what a unit of `words` is worth.
-    pub(crate) word_scales: Vec<f32>,
+    pub(super) word_scales: Vec<f32>,
+    /// For q4.
+    pub(super) bytes: Vec<u8>,
     /// `[span][token]`: what a unit of `bytes` is worth.
-    pub(crate) byte_scales: Vec<f32>,
+    pub(super) byte_scales: Vec<f32>,
     /// For a single token and AVX2, for each 16 columns the sum of `bytes`.
-    pub(crate) sums: Vec<i16>,
+    pub(super) sums: Vec<i16>,
     /// For AVX-512, `[span][tile][16 columns][token]`: minus what raising the codes adds to the sum of the columns.
-    pub(crate) offsets: Vec<i32>,
+    pub(super) offsets: Vec<i32>,
+    /// For q8 and AVX-512; of each 4 columns in the order of [`super::quantized::Q8_ORDER`].
+    pub(super) fine_bytes: Vec<u8>,
+    /// `[span][tile][32 columns][token]`: what a unit of `fine_bytes` is worth.
+    pub(super) fine_scales: Vec<f32>,
+    /// As `fine_scales`: minus what raising the weights adds to the sum of the columns.
+    pub(super) fine_offsets: Vec<i32>,
 }
 
 /// Which forms of the activations are wanted.
 #[derive(Clone, Copy, Default)]
-struct Kinds {
-    floats: bool,
-    halves: bool,
-    words: bool,
-    bytes: bool,
-    offsets: bool,
+pub(super) struct Kinds {
+    pub(super) floats: bool,
+    pub(super) halves: bool,
+    pub(super) words: bool,
+    pub(super) bytes: bool,
+    pub(super) offsets: bool,
+    pub(super) fine_bytes: bool,
 }
 
 impl Input {
@@ -171,13 +179,15 @@ impl Input {
     pub(crate) fn check(&self, isa: Isa, format: Format, cols: usize) {
         assert_eq!(cols, self.cols, "columns of the weights, columns of the input");
         assert_eq!(Some(isa), self.isa, "the instruction set, and that of the input");
-        let Kinds { floats, halves, words, bytes, .. } = Kinds::for_formats(isa, &[format]);
+        let Kinds { floats, halves, words, bytes, offsets: _, fine_bytes } =
+            Kinds::for_formats(isa, &[format]);
         let have = self.kinds;
         assert!(
             (have.floats || !floats)
                 && (have.halves || !halves)
                 && (have.words || !words)
-                && (have.bytes || !bytes),
+                && (have.bytes || !bytes)
+                && (have.fine_bytes || !fine_bytes),
             "the input was not prepared for {format} weights"
         );
     }
@@ -185,7 +195,7 @@ impl Input {
     fn make_room(&mut self) {
         let padded = self.n * self.cols.next_multiple_of(COLUMNS);
         let scales = self.n * self.spans();
-        let Kinds { floats, halves, words, bytes, offsets } = self.kinds;
+        let Kinds { floats, halves, words, bytes, offsets, fine_bytes } = self.kinds;
         grow(&mut self.floats, if floats { self.n * self.cols } else { 0 });
         grow(&mut self.halves, if halves { self.n * self.cols.div_ceil(2) } else { 0 });
         grow(&mut self.words, if words { padded } else { 0 });
@@ -194,6 +204,9 @@ impl Input {
         grow(&mut self.byte_scales, if bytes { scales } else { 0 });
         grow(&mut self.sums, if bytes && self.n == 1 { padded / Q4_COLUMNS } else { 0 });
         grow(&mut self.offsets, if offsets { padded / Q4_COLUMNS } else { 0 });
+        grow(&mut self.fine_bytes, if fine_bytes { padded } else { 0 });
+        grow(&mut self.fine_scales, if fine_bytes { padded / Q8_COLUMNS } else { 0 });
+        grow(&mut self.fine_offsets, if fine_bytes { padded / Q8_COLUMNS } else { 0 });
     }
 }
 
@@ -223,6 +236,7 @@ impl Kinds {
             match format {
                 Format::Bf16 if isa.multiplies_bf16() => kinds.halves = true,
                 Format::F32 | Format::F16 | Format::Bf16 => kinds.floats = true,
+                Format::Q8 if isa.has_vnni() => kinds.fine_bytes = true,
                 Format::Q8 if isa.has_integers() => kinds.words = true,
                 Format::Q4 if isa.has_integers() => {
                     kinds.bytes = true;
@@ -233,347 +247,4 @@ impl Kinds {
         }
         kinds
     }
-}
-
-/// The vectors of an [`Input`], for several threads to fill.
-pub(crate) struct Places<'a> {
-    pub(crate) n: usize,
-    pub(crate) cols: usize,
-    tile_len: usize,
-    kinds: Kinds,
-    floats: SharedMut<'a, f32>,
-    halves: SharedMut<'a, [bf16; 2]>,
-    pub(crate) words: SharedMut<'a, i16>,
-    pub(crate) bytes: SharedMut<'a, u8>,
-    pub(crate) word_scales: SharedMut<'a, f32>,
-    pub(crate) byte_scales: SharedMut<'a, f32>,
-    pub(crate) sums: SharedMut<'a, i16>,
-    offsets: SharedMut<'a, i32>,
-}
-
-impl<'a> Places<'a> {
-    fn new(input: &'a mut Input) -> Self {
-        Self {
-            n: input.n,
-            cols: input.cols,
-            tile_len: input.tile_len,
-            kinds: input.kinds,
-            floats: SharedMut::new(&mut input.floats),
-            halves: SharedMut::new(&mut input.halves),
-            words: SharedMut::new(&mut input.words),
-            bytes: SharedMut::new(&mut input.bytes),
-            word_scales: SharedMut::new(&mut input.word_scales),
-            byte_scales: SharedMut::new(&mut input.byte_scales),
-            sums: SharedMut::new(&mut input.sums),
-            offsets: SharedMut::new(&mut input.offsets),
-        }
-    }
-}
-
-/// Prepares one tile of some spans.
-struct Prepare<'a> {
-    x: &'a [f32],
-    places: &'a Places<'a>,
-    tile: usize,
-    spans: Range<usize>,
-}
-
-impl Kernel for Prepare<'_> {
-    type Output = ();
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        match self.tokens() {
-            1 => self.tile::<S, 1>(s),
-            _ => self.tile::<S, MOST_TOKENS>(s),
-        }
-    }
-}
-
-impl Prepare<'_> {
-    /// For a tile of up to `N` tokens: where it has fewer, the first stands for the others, and is not stored.
-    #[inline(always)]
-    fn tile<S: Simd, const N: usize>(&self, s: S) {
-        let kinds = self.places.kinds;
-        let (mut words, mut bytes) = ([[0; SPAN]; N], [[0; SPAN]; N]);
-        let mut halves = [[bf16::ZERO; SPAN]; N];
-        for span in self.spans.clone() {
-            let rows: [_; N] = std::array::from_fn(|i| self.row(span, i));
-            if kinds.floats {
-                self.store_floats(s, span, &rows);
-            }
-            if kinds.halves {
-                self.store_halves(s, span, &rows, &mut halves);
-            }
-            if !kinds.words && !kinds.bytes {
-                continue;
-            }
-            let mut tops = [0.0; N];
-            for (top, row) in tops.iter_mut().zip(&rows[..self.tokens()]) {
-                *top = largest_magnitude(s, row);
-            }
-            if kinds.words {
-                self.store_words(s, span, &rows, &tops, &mut words);
-            }
-            if kinds.bytes {
-                self.store_bytes(s, span, &rows, &tops, &mut bytes);
-            }
-        }
-    }
-
-    /// Tokens of the tile.
-    #[inline(always)]
-    fn tokens(&self) -> usize {
-        let Places { n, tile_len, .. } = *self.places;
-        tile_len.min(n - self.tile * tile_len)
-    }
-
-    /// The activations of a row of the tile; of the first, where there are not so many.
-    #[inline(always)]
-    fn row(&self, span: usize, i: usize) -> &[f32] {
-        let Places { cols, tile_len, .. } = *self.places;
-        let token = self.tile * tile_len + if i < self.tokens() { i } else { 0 };
-        &self.x[token * cols..][..cols][span * SPAN..cols.min((span + 1) * SPAN)]
-    }
-
-    /// Where the numbers of the tile begin in a span, if each row has so many.
-    #[inline(always)]
-    fn start(&self, span: usize, width: usize) -> usize {
-        let Places { n, tile_len, .. } = *self.places;
-        span * SPAN * n + self.tile * tile_len * width
-    }
-
-    /// Where the scales of the tile begin in a span.
-    #[inline(always)]
-    fn first_scale(&self, span: usize) -> usize {
-        span * self.places.n + self.tile * self.places.tile_len
-    }
-
-    #[inline(always)]
-    fn store_floats<S: Simd, const N: usize>(&self, s: S, span: usize, rows: &[&[f32]; N]) {
-        let (tokens, width) = (self.tokens(), rows[0].len());
-        // SAFETY: each tile of each span has its own place, and belongs to one part.
-        let to = unsafe { self.places.floats.slice(self.start(span, width), width * tokens) };
-        s.prefetch_to_write(to);
-        interleave(s, rows, tokens, to);
-    }
-
-    /// Stores the rows as bf16; `halves` is memory for them.
-    #[inline(always)]
-    fn store_halves<S: Simd, const N: usize>(
-        &self,
-        s: S,
-        span: usize,
-        rows: &[&[f32]; N],
-        halves: &mut [[bf16; SPAN]; N],
-    ) {
-        let (tokens, width) = (self.tokens(), rows[0].len().next_multiple_of(2));
-        // SAFETY: as for floats.
-        let to =
-            unsafe { self.places.halves.slice(self.start(span, width) / 2, width / 2 * tokens) };
-        s.prefetch_to_write(to);
-        for (row, to) in rows[..tokens].iter().zip(&mut *halves) {
-            Narrow { from: row, to: &mut to[..row.len()] }.run(s);
-            to[row.len()..width].fill(bf16::ZERO);
-        }
-        let rows = halves.each_ref().map(|row| row[..width].as_chunks::<2>().0);
-        interleave(s, &rows, tokens, to);
-    }
-
-    /// Stores the rows in 16 bits; `words` is memory for them.
-    #[inline(always)]
-    fn store_words<S: Simd, const N: usize>(
-        &self,
-        s: S,
-        span: usize,
-        rows: &[&[f32]; N],
-        tops: &[f32; N],
-        words: &mut [[i16; SPAN]; N],
-    ) {
-        let (tokens, width) = (self.tokens(), rows[0].len().next_multiple_of(COLUMNS));
-        // SAFETY: as for floats.
-        let (to, scales) = unsafe {
-            (
-                self.places.words.slice(self.start(span, width), width * tokens),
-                self.places.word_scales.slice(self.first_scale(span), tokens),
-            )
-        };
-        s.prefetch_to_write(to);
-        for (i, scale) in scales.iter_mut().enumerate() {
-            *scale = round_to(s, rows[i], tops[i], f32::from(i16::MAX), &mut words[i]);
-        }
-        let rows = words.each_ref().map(|row| row[..width].as_chunks::<2>().0);
-        interleave(s, &rows, tokens, to.as_chunks_mut::<2>().0);
-    }
-
-    /// Stores the rows in 8 bits, and the sums of their columns where they are wanted; `bytes` is memory for them.
-    #[inline(always)]
-    fn store_bytes<S: Simd, const N: usize>(
-        &self,
-        s: S,
-        span: usize,
-        rows: &[&[f32]; N],
-        tops: &[f32; N],
-        bytes: &mut [[i8; SPAN]; N],
-    ) {
-        let (tokens, width) = (self.tokens(), rows[0].len().next_multiple_of(COLUMNS));
-        // SAFETY: as for floats.
-        let (to, scales) = unsafe {
-            (
-                self.places.bytes.slice(self.start(span, width), width * tokens),
-                self.places.byte_scales.slice(self.first_scale(span), tokens),
-            )
-        };
-        s.prefetch_to_write(to);
-        for (i, scale) in scales.iter_mut().enumerate() {
-            *scale = round_to(s, rows[i], tops[i], f32::from(i8::MAX), &mut bytes[i]);
-        }
-        if self.places.kinds.offsets {
-            self.store_offsets(s, span, bytes, width);
-        } else if self.places.n == 1 {
-            let len = width / Q4_COLUMNS;
-            // SAFETY: as for floats.
-            let sums = unsafe { self.places.sums.slice(self.start(span, width) / Q4_COLUMNS, len) };
-            let all = sums_of_columns(s, &bytes[0]);
-            sums.iter_mut().zip(all).for_each(|(to, sum)| *to = sum as i16);
-        }
-        // Signed or raised by 128.
-        let flip = if self.places.n == 1 || self.places.kinds.offsets { 0 } else { 0x80 };
-        let mut flipped = [[0_u8; SPAN]; N];
-        for (to, from) in flipped[..tokens].iter_mut().zip(&*bytes) {
-            to.iter_mut().zip(from).for_each(|(to, v)| *to = *v as u8 ^ flip);
-        }
-        let rows = flipped.each_ref().map(|row| row[..width].as_chunks::<4>().0);
-        interleave(s, &rows, tokens, to.as_chunks_mut::<4>().0);
-    }
-
-    /// Stores what raising the codes adds to the sums, with the other sign.
-    #[inline(always)]
-    fn store_offsets<S: Simd, const N: usize>(
-        &self,
-        s: S,
-        span: usize,
-        bytes: &[[i8; SPAN]; N],
-        width: usize,
-    ) {
-        let (tokens, len) = (self.tokens(), width / Q4_COLUMNS);
-        // SAFETY: as for floats.
-        let to = unsafe {
-            self.places.offsets.slice(self.start(span, width) / Q4_COLUMNS, len * tokens)
-        };
-        let mut offsets = [[0; SPAN / Q4_COLUMNS]; N];
-        for (offsets, bytes) in offsets.iter_mut().zip(&bytes[..tokens]) {
-            *offsets = sums_of_columns(s, bytes).map(|sum| -i32::from(Q4_RAISED) * sum);
-        }
-        interleave(s, &offsets.each_ref().map(|row| &row[..len]), tokens, to);
-    }
-}
-
-/// The sums of 16 columns each.
-#[inline(always)]
-fn sums_of_columns<S: Simd>(s: S, bytes: &[i8; SPAN]) -> [i32; SPAN / Q4_COLUMNS] {
-    const { assert!(Q4_COLUMNS == 16) };
-    let mut sums = [0; SPAN / Q4_COLUMNS];
-    let (parts, _) = bytes.as_chunks::<128>();
-    for (sums, part) in sums.as_chunks_mut::<LANES>().0.iter_mut().zip(parts) {
-        *sums = s.sums_of_16(part);
-    }
-    sums
-}
-
-/// Four bytes without padding, of which any bits are a value.
-///
-/// # Safety
-/// That is promised.
-unsafe trait Unit: Copy {}
-// SAFETY: numbers.
-unsafe impl Unit for f32 {}
-// SAFETY: numbers.
-unsafe impl Unit for i32 {}
-// SAFETY: numbers.
-unsafe impl Unit for [bf16; 2] {}
-// SAFETY: numbers.
-unsafe impl Unit for [i16; 2] {}
-// SAFETY: numbers.
-unsafe impl Unit for [u8; 4] {}
-
-/// Lays the first `n` rows side by side: unit `u` of row `r` goes to place `u * n + r`.
-#[inline(always)]
-fn interleave<S: Simd, T: Unit, const N: usize>(s: S, rows: &[&[T]; N], n: usize, to: &mut [T]) {
-    const { assert!(N <= LANES) };
-    if N == 1 {
-        return to.copy_from_slice(rows[0]);
-    }
-    let len = rows[0].len();
-    let whole = len - len % LANES;
-    for from in (0..whole).step_by(LANES) {
-        let mut units = [s.splat(0.0); LANES];
-        for (units, row) in units.iter_mut().zip(rows) {
-            let row: &[T; LANES] = row[from..].first_chunk().expect("as many in each row");
-            // SAFETY: 32 bytes without padding.
-            *units = s.load_f32_bytes(unsafe { &*row.as_ptr().cast() });
-        }
-        // Lanes behind those of the rows are overwritten by the next store.
-        for (i, v) in s.transpose(units).into_iter().enumerate() {
-            let to = &mut to[(from + i) * n..];
-            if let Some(to) = to.first_chunk_mut::<LANES>() {
-                // SAFETY: 32 bytes, any bits of which are values.
-                s.store_f32_bytes(v, unsafe { &mut *to.as_mut_ptr().cast() });
-            } else {
-                let units = rows.each_ref().map(|row| row[from + i]);
-                to[..n].copy_from_slice(&units[..n]);
-            }
-        }
-    }
-    for (i, to) in to[whole * n..].chunks_exact_mut(n).enumerate() {
-        let units = rows.each_ref().map(|row| row[whole + i]);
-        to.copy_from_slice(&units[..n]);
-    }
-}
-
-/// The largest magnitude of a row; NaN where an element is not finite.
-#[inline(always)]
-pub(crate) fn largest_magnitude<S: Simd>(s: S, row: &[f32]) -> f32 {
-    // As many chains as hide the latency of the multiply-adds.
-    const CHAINS: usize = 4;
-    let zero = s.splat(0.0);
-    let (mut tops, mut not_finite) = ([zero; CHAINS], [zero; CHAINS]);
-    let (whole, rest) = row.as_chunks::<{ CHAINS * LANES }>();
-    let mut last = [0.0; CHAINS * LANES];
-    last[..rest.len()].copy_from_slice(rest);
-    let last = if rest.is_empty() { &[][..] } else { std::slice::from_ref(&last) };
-    for four in [whole, last] {
-        for four in four {
-            for (i, v) in four.as_chunks::<LANES>().0.iter().enumerate() {
-                let v = s.load(v);
-                tops[i] = s.max(tops[i], s.max(v, s.sub(zero, v)));
-                // Infinity and NaN times zero are NaN.
-                not_finite[i] = s.mul_add(v, zero, not_finite[i]);
-            }
-        }
-    }
-    let top = s.max(s.max(tops[0], tops[1]), s.max(tops[2], tops[3]));
-    let [a, b, c, d] = not_finite;
-    s.largest(top) + s.sum(s.add(s.add(a, b), s.add(c, d)))
-}
-
-/// Rounds a row to whole multiples of `top / limit`, and gives that unit. What is behind the row becomes zero.
-#[inline(always)]
-fn round_to<S: Simd, T: Round>(s: S, row: &[f32], top: f32, limit: f32, to: &mut [T; SPAN]) -> f32 {
-    // Where all is next to nothing, the reciprocal of the unit would be infinite.
-    if top < 1e-30 || top.is_nan() {
-        to.fill(T::default());
-        return if top.is_nan() { f32::NAN } else { 0.0 };
-    }
-    let inverse = s.splat(limit / top);
-    let (whole, rest) = row.as_chunks::<LANES>();
-    let (to, _) = to.as_chunks_mut::<LANES>();
-    for (to, v) in to.iter_mut().zip(whole) {
-        T::store(s, s.mul(s.load(v), inverse), to);
-    }
-    let behind = &mut to[whole.len()..];
-    behind.as_flattened_mut().fill(T::default());
-    if !rest.is_empty() {
-        T::store(s, s.mul(s.load_some(rest, 0.0), inverse), &mut behind[0]);
-    }
-    top / limit
 }

@@ -485,8 +485,9 @@ mod tests {
     /// What an input is to a kernel.
     fn seen(isa: Isa, format: Format, x: &[f32], cols: usize) -> Vec<f32> {
         match format {
-            Format::Q8 if isa.has_integers() => reference::quantize(x, cols, 32767.0),
-            Format::Q4 if isa.has_integers() => reference::quantize(x, cols, 127.0),
+            Format::Q8 if isa.has_vnni() => reference::quantize(x, cols, 32, 127.0),
+            Format::Q8 if isa.has_integers() => reference::quantize(x, cols, 256, 32767.0),
+            Format::Q4 if isa.has_integers() => reference::quantize(x, cols, 256, 127.0),
             Format::Bf16 if isa.multiplies_bf16() => {
                 x.iter().map(|x| half::bf16::from_f32(*x).to_f32()).collect()
             }
@@ -519,11 +520,12 @@ mod tests {
     #[test]
     fn quantised_activations_cost_little() {
         let case = MatmulCase { n: 3, rows: 32, cols: 1024 };
-        for (format, tolerance) in [(Format::Q8, 3e-5), (Format::Q4, 8e-3)] {
+        for (format, plain, vnni) in [(Format::Q8, 3e-5, 6e-3), (Format::Q4, 8e-3, 8e-3)] {
             let (w, x, _) = setup(&case, format);
             let mut want = vec![0.0; case.n * case.rows];
             reference::matmul(&reference::unpack(&w), case.rows, case.cols, &x, &mut want);
             for isa in Isa::variants() {
+                let tolerance = if isa.has_vnni() { vnni } else { plain };
                 let got = run(isa, 1, &w, &x);
                 let error: f32 = got.iter().zip(&want).map(|(a, b)| (a - b).powi(2)).sum();
                 let size: f32 = want.iter().map(|v| v * v).sum();
@@ -560,12 +562,18 @@ mod tests {
         for case in MATMUL {
             for format in Format::ALL {
                 let (w, x, _) = setup(case, format);
-                // Where activations are rounded to bf16, the bits are others.
-                let rounded = |isa: &Isa| format == Format::Bf16 && isa.multiplies_bf16();
-                let isas: Vec<_> = wide.iter().filter(|isa| !rounded(isa)).collect();
-                let outs: Vec<_> = isas.iter().map(|isa| run(**isa, 1, &w, &x)).collect();
-                for out in &outs {
-                    assert_same_bits(out, &outs[0], &format!("{case:?} {format} {isas:?}"));
+                // Where activations are rounded more than elsewhere, the bits are others.
+                let rounded = |isa: &Isa| match format {
+                    Format::Bf16 => isa.multiplies_bf16(),
+                    Format::Q8 => isa.has_vnni(),
+                    Format::F32 | Format::F16 | Format::Q4 => false,
+                };
+                for kind in [false, true] {
+                    let isas: Vec<_> = wide.iter().filter(|isa| rounded(isa) == kind).collect();
+                    let outs: Vec<_> = isas.iter().map(|isa| run(**isa, 1, &w, &x)).collect();
+                    for out in &outs {
+                        assert_same_bits(out, &outs[0], &format!("{case:?} {format} {isas:?}"));
+                    }
                 }
             }
         }

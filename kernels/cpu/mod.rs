@@ -18,6 +18,7 @@ pub mod linear;
 pub mod mamba;
 pub(crate) mod math;
 pub mod pack;
+mod prepare;
 pub(crate) mod quantized;
 pub(crate) mod rows;
 pub(crate) mod shared;

@@ -50,6 +50,9 @@ pub(crate) const Q8_COLUMNS: usize = 32;
 /// Columns that share a q4 group scale.
 pub(crate) const Q4_COLUMNS: usize = 16;
 
+/// What is added to q8 values where they must not be negative.
+pub(crate) const Q8_RAISED: u8 = 128;
+
 /// Where the 4 columns of a q8 step lie.
 pub(crate) const Q8_ORDER: [usize; 4] = [0, 2, 1, 3];
 

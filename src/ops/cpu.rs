@@ -60,14 +60,23 @@ impl Cpu {
     /// If the forced instruction set is unknown or this machine does not have it.
     pub fn new(threads: Option<usize>) -> Result<Self> {
         let isa = Isa::from_env().map_err(Error::bad_input)?;
-        let pool = Pool::new(threads.unwrap_or_else(default_threads));
-        Ok(Self {
+        Ok(Self::with_isa(isa, threads.unwrap_or_else(default_threads)))
+    }
+
+    /// A CPU to compare other devices with: slow, but it never rounds activations, whatever the weights' format.
+    #[cfg(feature = "cuda")]
+    pub(super) fn unrounded() -> Self {
+        Self::with_isa(Isa::portable(), 1)
+    }
+
+    fn with_isa(isa: Isa, threads: usize) -> Self {
+        Self {
             isa,
-            pool,
+            pool: Pool::new(threads),
             arena: Mutex::default(),
             caches: Recycler::new(),
             inputs: Mutex::default(),
-        })
+        }
     }
 
     /// Calls `f` with the activations `x` prepared for weights in `formats`.

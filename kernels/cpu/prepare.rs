@@ -1,0 +1,388 @@
+//! How activations become an [`Input`]: rounded, and the tokens of a tile laid side by side.
+
+use std::ops::Range;
+
+use half::bf16;
+
+use super::elementwise::Narrow;
+use super::input::{Input, Kinds, MOST_TOKENS, SPAN};
+use super::quantized::{Q4_COLUMNS, Q4_RAISED, Q8_COLUMNS, Q8_ORDER, Q8_RAISED};
+use super::shared::SharedMut;
+use super::simd::{Kernel, LANES, Round, Simd};
+use crate::packed::COLUMNS;
+
+/// The vectors of an [`Input`], for several threads to fill.
+pub(super) struct Places<'a> {
+    n: usize,
+    cols: usize,
+    tile_len: usize,
+    kinds: Kinds,
+    floats: SharedMut<'a, f32>,
+    halves: SharedMut<'a, [bf16; 2]>,
+    words: SharedMut<'a, i16>,
+    word_scales: SharedMut<'a, f32>,
+    bytes: SharedMut<'a, u8>,
+    byte_scales: SharedMut<'a, f32>,
+    sums: SharedMut<'a, i16>,
+    offsets: SharedMut<'a, i32>,
+    fine_bytes: SharedMut<'a, u8>,
+    fine_scales: SharedMut<'a, f32>,
+    fine_offsets: SharedMut<'a, i32>,
+}
+
+impl<'a> Places<'a> {
+    pub(super) fn new(input: &'a mut Input) -> Self {
+        Self {
+            n: input.n,
+            cols: input.cols,
+            tile_len: input.tile_len,
+            kinds: input.kinds,
+            floats: SharedMut::new(&mut input.floats),
+            halves: SharedMut::new(&mut input.halves),
+            words: SharedMut::new(&mut input.words),
+            word_scales: SharedMut::new(&mut input.word_scales),
+            bytes: SharedMut::new(&mut input.bytes),
+            byte_scales: SharedMut::new(&mut input.byte_scales),
+            sums: SharedMut::new(&mut input.sums),
+            offsets: SharedMut::new(&mut input.offsets),
+            fine_bytes: SharedMut::new(&mut input.fine_bytes),
+            fine_scales: SharedMut::new(&mut input.fine_scales),
+            fine_offsets: SharedMut::new(&mut input.fine_offsets),
+        }
+    }
+}
+
+/// Prepares one tile of some spans.
+pub(super) struct Prepare<'a> {
+    pub(super) x: &'a [f32],
+    pub(super) places: &'a Places<'a>,
+    pub(super) tile: usize,
+    pub(super) spans: Range<usize>,
+}
+
+impl Kernel for Prepare<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        match self.tokens() {
+            1 => self.tile::<S, 1>(s),
+            _ => self.tile::<S, MOST_TOKENS>(s),
+        }
+    }
+}
+
+impl Prepare<'_> {
+    /// For a tile of up to `N` tokens: where it has fewer, the first stands for the others, and is not stored.
+    #[inline(always)]
+    fn tile<S: Simd, const N: usize>(&self, s: S) {
+        let kinds = self.places.kinds;
+        let (mut words, mut bytes) = ([[0; SPAN]; N], [[0; SPAN]; N]);
+        let mut halves = [[bf16::ZERO; SPAN]; N];
+        for span in self.spans.clone() {
+            let rows: [_; N] = std::array::from_fn(|i| self.row(span, i));
+            if kinds.floats {
+                self.store_floats(s, span, &rows);
+            }
+            if kinds.halves {
+                self.store_halves(s, span, &rows, &mut halves);
+            }
+            if kinds.words {
+                self.store_words(s, span, &rows, &mut words);
+            }
+            if kinds.bytes {
+                self.store_bytes(s, span, &rows, &mut bytes);
+            }
+            if kinds.fine_bytes {
+                self.store_fine_bytes(s, span, &rows, &mut bytes);
+            }
+        }
+    }
+
+    /// Tokens of the tile.
+    #[inline(always)]
+    fn tokens(&self) -> usize {
+        let Places { n, tile_len, .. } = *self.places;
+        tile_len.min(n - self.tile * tile_len)
+    }
+
+    /// The activations of a row of the tile; of the first, where there are not so many.
+    #[inline(always)]
+    fn row(&self, span: usize, i: usize) -> &[f32] {
+        let Places { cols, tile_len, .. } = *self.places;
+        let token = self.tile * tile_len + if i < self.tokens() { i } else { 0 };
+        &self.x[token * cols..][..cols][span * SPAN..cols.min((span + 1) * SPAN)]
+    }
+
+    /// Where the tile's numbers of a span belong, one for each `share` columns of each token; rows have `width` columns.
+    #[inline(always)]
+    fn place<'a, T>(
+        &self,
+        all: &SharedMut<'a, T>,
+        span: usize,
+        width: usize,
+        share: usize,
+    ) -> &'a mut [T] {
+        let Places { n, tile_len, .. } = *self.places;
+        let start = span * SPAN * n + self.tile * tile_len * width;
+        // SAFETY: each tile of each span has its own place in each vector, and belongs to one part.
+        unsafe { all.slice(start / share, width / share * self.tokens()) }
+    }
+
+    /// Where the scales of the tile for a span belong.
+    #[inline(always)]
+    fn scales<'a>(&self, all: &SharedMut<'a, f32>, span: usize) -> &'a mut [f32] {
+        let Places { n, tile_len, .. } = *self.places;
+        // SAFETY: as above.
+        unsafe { all.slice(span * n + self.tile * tile_len, self.tokens()) }
+    }
+
+    #[inline(always)]
+    fn store_floats<S: Simd, const N: usize>(&self, s: S, span: usize, rows: &[&[f32]; N]) {
+        let to = self.place(&self.places.floats, span, rows[0].len(), 1);
+        s.prefetch_to_write(to);
+        interleave(s, rows, self.tokens(), to);
+    }
+
+    /// Stores the rows as bf16; `halves` is memory for them.
+    #[inline(always)]
+    fn store_halves<S: Simd, const N: usize>(
+        &self,
+        s: S,
+        span: usize,
+        rows: &[&[f32]; N],
+        halves: &mut [[bf16; SPAN]; N],
+    ) {
+        let (tokens, width) = (self.tokens(), rows[0].len().next_multiple_of(2));
+        let to = self.place(&self.places.halves, span, width, 2);
+        s.prefetch_to_write(to);
+        for (row, to) in rows[..tokens].iter().zip(&mut *halves) {
+            Narrow { from: row, to: &mut to[..row.len()] }.run(s);
+            to[row.len()..width].fill(bf16::ZERO);
+        }
+        let rows = halves.each_ref().map(|row| row[..width].as_chunks::<2>().0);
+        interleave(s, &rows, tokens, to);
+    }
+
+    /// Stores the rows in 16 bits; `words` is memory for them.
+    #[inline(always)]
+    fn store_words<S: Simd, const N: usize>(
+        &self,
+        s: S,
+        span: usize,
+        rows: &[&[f32]; N],
+        words: &mut [[i16; SPAN]; N],
+    ) {
+        let width = rows[0].len().next_multiple_of(COLUMNS);
+        let to = self.place(&self.places.words, span, width, 1);
+        s.prefetch_to_write(to);
+        for (i, scale) in self.scales(&self.places.word_scales, span).iter_mut().enumerate() {
+            *scale = round_to(s, rows[i], f32::from(i16::MAX), &mut words[i]);
+        }
+        let rows = words.each_ref().map(|row| row[..width].as_chunks::<2>().0);
+        interleave(s, &rows, self.tokens(), to.as_chunks_mut::<2>().0);
+    }
+
+    /// Stores the rows in 8 bits, and the sums of their columns where they are wanted; `bytes` is memory for them.
+    #[inline(always)]
+    fn store_bytes<S: Simd, const N: usize>(
+        &self,
+        s: S,
+        span: usize,
+        rows: &[&[f32]; N],
+        bytes: &mut [[i8; SPAN]; N],
+    ) {
+        let Places { n, ref kinds, .. } = *self.places;
+        let width = rows[0].len().next_multiple_of(COLUMNS);
+        let to = self.place(&self.places.bytes, span, width, 1);
+        s.prefetch_to_write(to);
+        for (i, scale) in self.scales(&self.places.byte_scales, span).iter_mut().enumerate() {
+            *scale = round_to(s, rows[i], f32::from(i8::MAX), &mut bytes[i]);
+        }
+        if kinds.offsets {
+            let mut offsets = [[0; SPAN / Q4_COLUMNS]; N];
+            for (offsets, bytes) in offsets.iter_mut().zip(&bytes[..self.tokens()]) {
+                *offsets = sums_of_columns(s, bytes).map(|sum| -i32::from(Q4_RAISED) * sum);
+            }
+            let offsets = offsets.each_ref().map(|row| &row[..width / Q4_COLUMNS]);
+            let to = self.place(&self.places.offsets, span, width, Q4_COLUMNS);
+            interleave(s, &offsets, self.tokens(), to);
+        } else if n == 1 {
+            let to = self.place(&self.places.sums, span, width, Q4_COLUMNS);
+            let sums = sums_of_columns(s, &bytes[0]);
+            to.iter_mut().zip(sums).for_each(|(to, sum)| *to = sum as i16);
+        }
+        // Signed or raised by 128.
+        let flip = if n == 1 || kinds.offsets { 0 } else { 0x8080_8080 };
+        self.lay_bytes(s, bytes, |four| four ^ flip, to);
+    }
+
+    /// Stores the rows in 8 bits, with a scale and a sum for each 32 columns; `bytes` is memory for them.
+    #[inline(always)]
+    fn store_fine_bytes<S: Simd, const N: usize>(
+        &self,
+        s: S,
+        span: usize,
+        rows: &[&[f32]; N],
+        bytes: &mut [[i8; SPAN]; N],
+    ) {
+        const GROUPS: usize = SPAN / Q8_COLUMNS;
+        let width = rows[0].len().next_multiple_of(COLUMNS);
+        let to = self.place(&self.places.fine_bytes, span, width, 1);
+        s.prefetch_to_write(to);
+        let (mut scales, mut offsets) = ([[0.0; GROUPS]; N], [[0; GROUPS]; N]);
+        for (i, row) in rows[..self.tokens()].iter().enumerate() {
+            let groups = bytes[i].as_chunks_mut::<Q8_COLUMNS>().0;
+            groups[row.len().div_ceil(Q8_COLUMNS)..].fill([0; Q8_COLUMNS]);
+            let groups = row.chunks(Q8_COLUMNS).zip(groups);
+            for (scale, (row, to)) in scales[i].iter_mut().zip(groups) {
+                *scale = round_to(s, row, f32::from(i8::MAX), to);
+            }
+            let sums = sums_of_columns(s, &bytes[i]);
+            for (offset, [a, b]) in offsets[i].iter_mut().zip(sums.as_chunks().0) {
+                *offset = -i32::from(Q8_RAISED) * (a + b);
+            }
+        }
+        let scales = scales.each_ref().map(|row| &row[..width / Q8_COLUMNS]);
+        let offsets = offsets.each_ref().map(|row| &row[..width / Q8_COLUMNS]);
+        let places = self.places;
+        let place = self.place(&places.fine_scales, span, width, Q8_COLUMNS);
+        interleave(s, &scales, self.tokens(), place);
+        let place = self.place(&places.fine_offsets, span, width, Q8_COLUMNS);
+        interleave(s, &offsets, self.tokens(), place);
+        // Of four bytes the two in the middle change places.
+        const { assert!(matches!(Q8_ORDER, [0, 2, 1, 3])) };
+        let order = |v: u32| v & 0xff00_00ff | (v & 0xff00) << 8 | (v & 0x00ff_0000) >> 8;
+        self.lay_bytes(s, bytes, order, to);
+    }
+
+    /// Lays the bytes of the tile's tokens side by side, four at a time, changed by `change`.
+    #[inline(always)]
+    fn lay_bytes<S: Simd, const N: usize>(
+        &self,
+        s: S,
+        bytes: &[[i8; SPAN]; N],
+        change: impl Fn(u32) -> u32,
+        to: &mut [u8],
+    ) {
+        let mut changed = [[[0_u8; 4]; SPAN / 4]; N];
+        for (to, from) in changed[..self.tokens()].iter_mut().zip(bytes) {
+            for (to, from) in to.iter_mut().zip(from.as_chunks::<4>().0) {
+                *to = change(u32::from_le_bytes(from.map(|v| v as u8))).to_le_bytes();
+            }
+        }
+        let rows = changed.each_ref().map(|row| &row[..to.len() / 4 / self.tokens()]);
+        interleave(s, &rows, self.tokens(), to.as_chunks_mut::<4>().0);
+    }
+}
+
+/// The sums of 16 columns each.
+#[inline(always)]
+fn sums_of_columns<S: Simd>(s: S, bytes: &[i8; SPAN]) -> [i32; SPAN / Q4_COLUMNS] {
+    const { assert!(Q4_COLUMNS == 16) };
+    let mut sums = [0; SPAN / Q4_COLUMNS];
+    let (parts, _) = bytes.as_chunks::<128>();
+    for (sums, part) in sums.as_chunks_mut::<LANES>().0.iter_mut().zip(parts) {
+        *sums = s.sums_of_16(part);
+    }
+    sums
+}
+
+/// Four bytes without padding, of which any bits are a value.
+///
+/// # Safety
+/// That is promised.
+unsafe trait Unit: Copy {}
+// SAFETY: numbers.
+unsafe impl Unit for f32 {}
+// SAFETY: numbers.
+unsafe impl Unit for i32 {}
+// SAFETY: numbers.
+unsafe impl Unit for [bf16; 2] {}
+// SAFETY: numbers.
+unsafe impl Unit for [i16; 2] {}
+// SAFETY: numbers.
+unsafe impl Unit for [u8; 4] {}
+
+/// Lays the first `n` rows side by side: unit `u` of row `r` goes to place `u * n + r`.
+#[inline(always)]
+fn interleave<S: Simd, T: Unit, const N: usize>(s: S, rows: &[&[T]; N], n: usize, to: &mut [T]) {
+    const { assert!(N <= LANES) };
+    if N == 1 {
+        return to.copy_from_slice(rows[0]);
+    }
+    let len = rows[0].len();
+    let whole = len - len % LANES;
+    for from in (0..whole).step_by(LANES) {
+        let mut units = [s.splat(0.0); LANES];
+        for (units, row) in units.iter_mut().zip(rows) {
+            let row: &[T; LANES] = row[from..].first_chunk().expect("as many in each row");
+            // SAFETY: 32 bytes without padding.
+            *units = s.load_f32_bytes(unsafe { &*row.as_ptr().cast() });
+        }
+        // Lanes behind those of the rows are overwritten by the next store.
+        for (i, v) in s.transpose(units).into_iter().enumerate() {
+            let to = &mut to[(from + i) * n..];
+            if let Some(to) = to.first_chunk_mut::<LANES>() {
+                // SAFETY: 32 bytes, any bits of which are values.
+                s.store_f32_bytes(v, unsafe { &mut *to.as_mut_ptr().cast() });
+            } else {
+                let units = rows.each_ref().map(|row| row[from + i]);
+                to[..n].copy_from_slice(&units[..n]);
+            }
+        }
+    }
+    for (i, to) in to[whole * n..].chunks_exact_mut(n).enumerate() {
+        let units = rows.each_ref().map(|row| row[whole + i]);
+        to.copy_from_slice(&units[..n]);
+    }
+}
+
+/// The largest magnitude of a row; NaN where an element is not finite.
+#[inline(always)]
+pub(crate) fn largest_magnitude<S: Simd>(s: S, row: &[f32]) -> f32 {
+    // As many chains as hide the latency of the multiply-adds.
+    const CHAINS: usize = 4;
+    let zero = s.splat(0.0);
+    let (mut tops, mut not_finite) = ([zero; CHAINS], [zero; CHAINS]);
+    let (whole, rest) = row.as_chunks::<{ CHAINS * LANES }>();
+    let mut last = [0.0; CHAINS * LANES];
+    last[..rest.len()].copy_from_slice(rest);
+    let last = if rest.is_empty() { &[][..] } else { std::slice::from_ref(&last) };
+    for four in [whole, last] {
+        for four in four {
+            for (i, v) in four.as_chunks::<LANES>().0.iter().enumerate() {
+                let v = s.load(v);
+                tops[i] = s.max(tops[i], s.max(v, s.sub(zero, v)));
+                // Infinity and NaN times zero are NaN.
+                not_finite[i] = s.mul_add(v, zero, not_finite[i]);
+            }
+        }
+    }
+    let top = s.max(s.max(tops[0], tops[1]), s.max(tops[2], tops[3]));
+    let [a, b, c, d] = not_finite;
+    s.largest(top) + s.sum(s.add(s.add(a, b), s.add(c, d)))
+}
+
+/// Rounds a row to whole multiples of its largest magnitude divided by `limit`, and gives that unit. What is behind the row
+/// becomes zero.
+#[inline(always)]
+fn round_to<S: Simd, T: Round>(s: S, row: &[f32], limit: f32, to: &mut [T]) -> f32 {
+    let top = largest_magnitude(s, row);
+    // Where all is next to nothing, the reciprocal of the unit would be infinite.
+    if top < 1e-30 || top.is_nan() {
+        to.fill(T::default());
+        return if top.is_nan() { f32::NAN } else { 0.0 };
+    }
+    let inverse = s.splat(limit / top);
+    let (whole, rest) = row.as_chunks::<LANES>();
+    let (to, _) = to.as_chunks_mut::<LANES>();
+    for (to, v) in to.iter_mut().zip(whole) {
+        T::store(s, s.mul(s.load(v), inverse), to);
+    }
+    let behind = &mut to[whole.len()..];
+    behind.as_flattened_mut().fill(T::default());
+    if !rest.is_empty() {
+        T::store(s, s.mul(s.load_some(rest, 0.0), inverse), &mut behind[0]);
+    }
+    top / limit
+}
