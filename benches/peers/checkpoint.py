@@ -8,6 +8,7 @@ import numpy as np
 
 # hidden, layers, heads, key/value heads, inner width, vocabulary
 SHAPES = {
+    "135m": (576, 30, 9, 3, 1536, 49152),  # SmolLM2
     "350m": (1024, 24, 16, 4, 2816, 32000),
     "1.3b": (2048, 24, 16, 16, 5504, 32000),  # CroissantLLM
     "7b": (4096, 32, 32, 8, 14336, 32000),  # Mistral 7B

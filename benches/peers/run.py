@@ -33,7 +33,7 @@ PACKAGES = {
 IN_SITU = {"q4": "q4k", "q8": "q8_0", "bf16": None}
 
 # The checkpoints that are made where they are not there.
-SHAPES = ["350m", "1.3b", "7b"]
+SHAPES = ["135m", "350m", "1.3b", "7b"]
 
 ENGINES = [*PACKAGES, "candle"]
 
@@ -79,7 +79,9 @@ def prepare(a):
     for name in sum((ggufs(a, f) for f in a.formats), []):
         path = f"{folder}-{name}.gguf"
         if not os.path.exists(path):
-            command = [tool, "--pure", f"{folder}-bf16.gguf", path + ".part", name, str(max(a.threads))]
+            body, _, head = name.partition("+")
+            options = ["--output-tensor-type", head] if head else ["--pure"]
+            command = [tool, *options, f"{folder}-bf16.gguf", path + ".part", body, str(max(a.threads))]
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             os.replace(path + ".part", path)
     return folder
@@ -159,9 +161,9 @@ def test_of(text):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scratch", required=True, help="where environments and checkpoints are kept")
-    parser.add_argument("--shape", default="1.3b", help="350m, 1.3b, 7b, or what has its folder in the scratch folder")
+    parser.add_argument("--shape", default="1.3b", help="135m, 350m, 1.3b, 7b, or what has its folder in the scratch folder")
     parser.add_argument("--formats", default="q4,q8,bf16", type=lambda text: text.split(","))
-    parser.add_argument("--ggufs", default=[], type=lambda text: text.split(","), help="only these of the GGUF formats")
+    parser.add_argument("--ggufs", default=[], type=lambda text: text.split(","), help="only these of the GGUF formats; Q4_0+Q8_0 is Q4_0 with a head in Q8_0")
     parser.add_argument("--engines", default="llama.cpp,ik_llama.cpp", type=engines, help=", ".join(ENGINES))
     parser.add_argument("--threads", type=int, default=[2], nargs="+")
     parser.add_argument("--tests", default="pp512,tg32", type=lambda text: [test_of(t) for t in text.split(",")])

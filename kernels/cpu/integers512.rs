@@ -136,6 +136,7 @@ struct Q8Input<'a> {
 }
 
 impl<'a> Q8Input<'a> {
+    #[inline(always)]
     fn new(input: &'a Input, span: usize, tile: usize) -> Self {
         let (start, columns) = input.integers(span, tile);
         let len = columns * input.tokens(tile);

@@ -78,7 +78,7 @@ pub fn linear(isa: Isa, pool: &Pool, input: &Input, layers: &mut [Linear<'_>]) {
     let mut layers = layers.iter_mut();
     let jobs: [_; MAX_LAYERS] = std::array::from_fn(|_| layers.next().map(Job::new));
     let panels = jobs.iter().flatten().map(|job| job.w.panels.count()).sum();
-    by_panels(pool, panels, &|range| {
+    by_panels(pool, panels, input.n, &|range| {
         let mut first = 0;
         for job in jobs.iter().flatten() {
             let count = job.w.panels.count();
@@ -114,14 +114,19 @@ pub fn gated_linear(
     let rows = gate.rows();
     let (gate, up) = (Weights::new(gate), Weights::new(up));
     let job = GatedJob { act, gate, up, rows, out: SharedMut::new(out) };
-    by_panels(pool, gate.panels.count(), &|range| job.run(isa, input, range));
+    by_panels(pool, gate.panels.count(), input.n, &|range| job.run(isa, input, range));
 }
 
 /// Calls `f` for ranges that cover all panels, on the pool.
 ///
-/// The first parts are long, for long streams, and the last so short that no thread waits long for another at the end.
-fn by_panels(pool: &Pool, panels: usize, f: &(dyn Fn(Range<usize>) + Sync)) {
-    let shares = if pool.n_threads() == 1 { 1 } else { 2 * pool.n_threads() };
+/// The first parts are long, for long streams, and the last so short that no thread waits long for another at the end. For
+/// `n` tokens, so that a thread that is held up does not hold up the others, they are half as long as for a single one.
+fn by_panels(pool: &Pool, panels: usize, n: usize, f: &(dyn Fn(Range<usize>) + Sync)) {
+    let shares = match pool.n_threads() {
+        1 => 1,
+        n_threads if n == 1 => n_threads,
+        n_threads => 2 * n_threads,
+    };
     let end = |start: usize| {
         let rest = panels - start;
         start + rest.div_ceil(shares).next_multiple_of(STREAMS).min(rest)
