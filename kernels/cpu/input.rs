@@ -1,15 +1,16 @@
 //! The activations that enter a linear layer, prepared once for all matrices that read them.
 //!
 //! The kernels work on tiles of a few tokens and spans of `SPAN` columns, so the activations of a tile lie side by
-//! side: `[span][tile][column][token]`. A span is also the unit of the sums (see [`super::linear`]) and of the scales of
-//! quantised activations: each token has one scale for each span.
+//! side: `[span][tile][column][token]`. A span is also the unit of the sums (see [`super::linear`]), and of most scales of
+//! quantised activations.
 //!
 //! What is prepared depends on the formats of the weights and on the instruction set:
 //!
 //! - f32 for weights in 16 and 32 bits, and for every format where there are no integer kernels;
 //! - bf16 for weights in bf16 where the CPU multiplies it;
-//! - integers for q8: of 16 bits with AVX2, which is as good as exact and no slower there than 8 bits would be; of 8 bits with
-//!   AVX-512, which multiplies twice as many of them, with a scale for each token and 32 columns, like the weights;
+//! - integers for q8: of 16 bits with AVX2, with a scale for each token and span, which is as good as exact and no slower there
+//!   than 8 bits would be; of 8 bits with AVX-512, which multiplies twice as many of them, with a scale for each token and
+//!   32 columns, like the weights;
 //! - 8-bit integers for q4, with a scale for each token and span.
 //!
 //! One side of the products of bytes must be unsigned. With AVX-512 these are the weights, so the activations are signed,
