@@ -80,7 +80,8 @@ def prepare(a):
         path = f"{folder}-{name}.gguf"
         if not os.path.exists(path):
             body, _, head = name.partition("+")
-            options = ["--output-tensor-type", head] if head else ["--pure"]
+            # The tool knows types by their small letters, and passes over what it does not know.
+            options = ["--output-tensor-type", head.lower()] if head else ["--pure"]
             command = [tool, *options, f"{folder}-bf16.gguf", path + ".part", body, str(max(a.threads))]
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             os.replace(path + ".part", path)
@@ -163,7 +164,7 @@ def main():
     parser.add_argument("--scratch", required=True, help="where environments and checkpoints are kept")
     parser.add_argument("--shape", default="1.3b", help="135m, 350m, 1.3b, 7b, or what has its folder in the scratch folder")
     parser.add_argument("--formats", default="q4,q8,bf16", type=lambda text: text.split(","))
-    parser.add_argument("--ggufs", default=[], type=lambda text: text.split(","), help="only these of the GGUF formats; Q4_0+Q8_0 is Q4_0 with a head in Q8_0")
+    parser.add_argument("--ggufs", default=[], type=lambda text: text.split(","), help="only these of the GGUF formats; Q4_0+Q6_K is Q4_0 with a head in Q6_K")
     parser.add_argument("--engines", default="llama.cpp,ik_llama.cpp", type=engines, help=", ".join(ENGINES))
     parser.add_argument("--threads", type=int, default=[2], nargs="+")
     parser.add_argument("--tests", default="pp512,tg32", type=lambda text: [test_of(t) for t in text.split(",")])
