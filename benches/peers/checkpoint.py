@@ -6,17 +6,9 @@ import struct
 
 import numpy as np
 
-# hidden, layers, heads, key/value heads, inner width, vocabulary
-SHAPES = {
-    "135m": (576, 30, 9, 3, 1536, 49152),  # SmolLM2
-    "350m": (1024, 24, 16, 4, 2816, 32000),
-    "1.3b": (2048, 24, 16, 16, 5504, 32000),  # CroissantLLM
-    "7b": (4096, 32, 32, 8, 14336, 32000),  # Mistral 7B
-}
-
 
 def tensors(shape):
-    """Names, shapes and whether the rows are queries or keys, in the order of the file."""
+    """Names and shapes, in the order of the file, for a shape as in run.py."""
     hidden, layers, heads, kv_heads, inner, vocab = shape
     kv = hidden // heads * kv_heads
     yield "model.embed_tokens.weight", (vocab, hidden)

@@ -32,8 +32,14 @@ PACKAGES = {
 # What mistral.rs calls its format that is nearest to ours.
 IN_SITU = {"q4": "q4k", "q8": "q8_0", "bf16": None}
 
-# The checkpoints that are made where they are not there.
-SHAPES = ["135m", "350m", "1.3b", "7b"]
+# The checkpoints that are made where they are not there:
+# hidden, layers, heads, key/value heads, inner width, vocabulary
+SHAPES = {
+    "135m": (576, 30, 9, 3, 1536, 49152),  # SmolLM2
+    "350m": (1024, 24, 16, 4, 2816, 32000),
+    "1.3b": (2048, 24, 16, 16, 5504, 32000),  # CroissantLLM
+    "7b": (4096, 32, 32, 8, 14336, 32000),  # Mistral 7B
+}
 
 ENGINES = [*PACKAGES, "candle"]
 
@@ -72,7 +78,7 @@ def prepare(a):
         return folder
     code = (
         f"import sys; sys.path.insert(0, {HERE!r}); import checkpoint as c;"
-        f"c.write_safetensors({folder!r}, c.SHAPES[{a.shape!r}]); c.write_gguf({folder!r}, {folder + '-bf16.gguf'!r})"
+        f"c.write_safetensors({folder!r}, {SHAPES[a.shape]!r}); c.write_gguf({folder!r}, {folder + '-bf16.gguf'!r})"
     )
     subprocess.run([python, "-c", code], check=True)
     tool = glob.glob(f"{a.scratch}/ik_llama.cpp/lib/python*/site-packages/ik_llama_cpp/bin/llama-quantize")[0]
@@ -162,7 +168,7 @@ def test_of(text):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scratch", required=True, help="where environments and checkpoints are kept")
-    parser.add_argument("--shape", default="1.3b", help="135m, 350m, 1.3b, 7b, or what has its folder in the scratch folder")
+    parser.add_argument("--shape", default="1.3b", help=f"{', '.join(SHAPES)}, or what has its folder in the scratch folder")
     parser.add_argument("--formats", default="q4,q8,bf16", type=lambda text: text.split(","))
     parser.add_argument("--ggufs", default=[], type=lambda text: text.split(","), help="only these of the GGUF formats; Q4_0+Q6_K is Q4_0 with a head in Q6_K")
     parser.add_argument("--engines", default="llama.cpp,ik_llama.cpp", type=engines, help=", ".join(ENGINES))

@@ -10,7 +10,7 @@ use std::ops::Range;
 use half::f16;
 
 use super::elementwise::Narrow;
-use super::prepare::largest_magnitude;
+use super::functions::largest_magnitude;
 use super::shared::SharedMut;
 use super::simd::{Kernel, LANES, Simd};
 use crate::memory::{OutOfMemory, Piece, Recycler};

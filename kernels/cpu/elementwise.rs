@@ -499,7 +499,7 @@ impl<E: Element> Kernel for Widen<'_, E> {
     }
 }
 
-/// Rounds to half precision; the lengths are the same.
+/// Rounds to f16 or bf16; the lengths are the same.
 pub(super) struct Narrow<'a, T> {
     pub(super) from: &'a [f32],
     pub(super) to: &'a mut [T],

@@ -42,6 +42,32 @@ pub(crate) fn largest<S: Simd>(s: S, x: &[f32], top: f32) -> f32 {
     s.largest(tops)
 }
 
+/// The largest magnitude of a row; NaN where an element is not finite.
+#[inline(always)]
+pub(crate) fn largest_magnitude<S: Simd>(s: S, row: &[f32]) -> f32 {
+    // As many chains as hide the latency of the multiply-adds.
+    const CHAINS: usize = 4;
+    let zero = s.splat(0.0);
+    let (mut tops, mut not_finite) = ([zero; CHAINS], [zero; CHAINS]);
+    let (whole, rest) = row.as_chunks::<{ CHAINS * LANES }>();
+    let mut last = [0.0; CHAINS * LANES];
+    last[..rest.len()].copy_from_slice(rest);
+    let last = if rest.is_empty() { &[][..] } else { std::slice::from_ref(&last) };
+    for four in [whole, last] {
+        for four in four {
+            for (i, v) in four.as_chunks::<LANES>().0.iter().enumerate() {
+                let v = s.load(v);
+                tops[i] = s.max(tops[i], s.max(v, s.sub(zero, v)));
+                // Infinity and NaN times zero are NaN.
+                not_finite[i] = s.mul_add(v, zero, not_finite[i]);
+            }
+        }
+    }
+    let top = s.max(s.max(tops[0], tops[1]), s.max(tops[2], tops[3]));
+    let [a, b, c, d] = not_finite;
+    s.largest(top) + s.sum(s.add(s.add(a, b), s.add(c, d)))
+}
+
 /// A function of one vector.
 pub(crate) trait Unary: Copy + Sync {
     fn apply<S: Simd>(self, s: S, x: S::F) -> S::F;

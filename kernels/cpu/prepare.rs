@@ -5,6 +5,7 @@ use std::ops::Range;
 use half::bf16;
 
 use super::elementwise::Narrow;
+use super::functions::largest_magnitude;
 use super::input::{Input, Kinds, MOST_TOKENS, SPAN};
 use super::quantized::{Q4_COLUMNS, Q4_RAISED, Q8_COLUMNS, Q8_ORDER, Q8_RAISED};
 use super::shared::SharedMut;
@@ -203,9 +204,7 @@ impl Prepare<'_> {
             for (offsets, bytes) in offsets.iter_mut().zip(&bytes[..self.tokens()]) {
                 *offsets = sums_of_columns(s, bytes).map(|sum| -i32::from(Q4_RAISED) * sum);
             }
-            let offsets = offsets.each_ref().map(|row| &row[..width / Q4_COLUMNS]);
-            let to = self.place(&self.places.offsets, span, width, Q4_COLUMNS);
-            interleave(s, &offsets, self.tokens(), to);
+            self.lay_shared(s, span, width, &offsets, &self.places.offsets);
         } else if n == 1 {
             let to = self.place(&self.places.sums, span, width, Q4_COLUMNS);
             let sums = sums_of_columns(s, &bytes[0]);
@@ -242,17 +241,27 @@ impl Prepare<'_> {
                 *offset = -i32::from(Q8_RAISED) * (a + b);
             }
         }
-        let scales = scales.each_ref().map(|row| &row[..width / Q8_COLUMNS]);
-        let offsets = offsets.each_ref().map(|row| &row[..width / Q8_COLUMNS]);
-        let places = self.places;
-        let place = self.place(&places.fine_scales, span, width, Q8_COLUMNS);
-        interleave(s, &scales, self.tokens(), place);
-        let place = self.place(&places.fine_offsets, span, width, Q8_COLUMNS);
-        interleave(s, &offsets, self.tokens(), place);
+        self.lay_shared(s, span, width, &scales, &self.places.fine_scales);
+        self.lay_shared(s, span, width, &offsets, &self.places.fine_offsets);
         // Of four bytes the two in the middle change places.
         const { assert!(matches!(Q8_ORDER, [0, 2, 1, 3])) };
         let order = |v: u32| v & 0xff00_00ff | (v & 0xff00) << 8 | (v & 0x00ff_0000) >> 8;
         self.lay_bytes(s, bytes, order, to);
+    }
+
+    /// Lays numbers of the tile's tokens side by side, of which each span of a row has up to `M`, each for as many columns.
+    #[inline(always)]
+    fn lay_shared<S: Simd, T: Unit, const M: usize, const N: usize>(
+        &self,
+        s: S,
+        span: usize,
+        width: usize,
+        rows: &[[T; M]; N],
+        all: &SharedMut<'_, T>,
+    ) {
+        let share = SPAN / M;
+        let rows = rows.each_ref().map(|row| &row[..width / share]);
+        interleave(s, &rows, self.tokens(), self.place(all, span, width, share));
     }
 
     /// Lays the bytes of the tile's tokens side by side, four at a time, changed by `change`.
@@ -335,32 +344,6 @@ fn interleave<S: Simd, T: Unit, const N: usize>(s: S, rows: &[&[T]; N], n: usize
         let units = rows.each_ref().map(|row| row[whole + i]);
         to.copy_from_slice(&units[..n]);
     }
-}
-
-/// The largest magnitude of a row; NaN where an element is not finite.
-#[inline(always)]
-pub(crate) fn largest_magnitude<S: Simd>(s: S, row: &[f32]) -> f32 {
-    // As many chains as hide the latency of the multiply-adds.
-    const CHAINS: usize = 4;
-    let zero = s.splat(0.0);
-    let (mut tops, mut not_finite) = ([zero; CHAINS], [zero; CHAINS]);
-    let (whole, rest) = row.as_chunks::<{ CHAINS * LANES }>();
-    let mut last = [0.0; CHAINS * LANES];
-    last[..rest.len()].copy_from_slice(rest);
-    let last = if rest.is_empty() { &[][..] } else { std::slice::from_ref(&last) };
-    for four in [whole, last] {
-        for four in four {
-            for (i, v) in four.as_chunks::<LANES>().0.iter().enumerate() {
-                let v = s.load(v);
-                tops[i] = s.max(tops[i], s.max(v, s.sub(zero, v)));
-                // Infinity and NaN times zero are NaN.
-                not_finite[i] = s.mul_add(v, zero, not_finite[i]);
-            }
-        }
-    }
-    let top = s.max(s.max(tops[0], tops[1]), s.max(tops[2], tops[3]));
-    let [a, b, c, d] = not_finite;
-    s.largest(top) + s.sum(s.add(s.add(a, b), s.add(c, d)))
 }
 
 /// Rounds a row to whole multiples of its largest magnitude divided by `limit`, and gives that unit. What is behind the row
