@@ -11,8 +11,10 @@ use crate::cpu::rows::{InHalves, RowsKernel};
 #[cfg(target_arch = "x86_64")]
 use crate::cpu::simd::{Avx2, avx2_door};
 use crate::cpu::simd::{Kernel, Portable};
+#[cfg(target_arch = "x86_64")]
+use crate::cpu::amx::Amx;
 
-/// The environment variable that forces an instruction set: `portable`, `avx2` or `avx512`.
+/// The environment variable that forces an instruction set: `portable`, `avx2`, `avx512` or `amx`.
 pub const ISA_VARIABLE: &str = "TRAMONTANE_ISA";
 
 /// An instruction set that this CPU is known to have.
@@ -20,7 +22,7 @@ pub const ISA_VARIABLE: &str = "TRAMONTANE_ISA";
 pub struct Isa(Level);
 
 /// What there are kernels for. The AVX2 level also needs FMA and F16C, which all such CPUs but a few have; the AVX-512
-/// level needs F, BW, DQ, VL and VNNI of it, and uses VBMI and BF16 where they are.
+/// level needs F, BW, DQ, VL and VNNI of it, and uses VBMI, BF16 and AMX where they are.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Level {
     Portable(Portable),
@@ -47,7 +49,9 @@ impl Isa {
         #[cfg(target_arch = "x86_64")]
         {
             all.extend(Avx2::detect().map(|avx2| Self(Level::Avx2(avx2))));
-            all.extend(Avx512::detect().map(|avx512| Self(Level::Avx512(avx512))));
+            if let Some(avx512) = Avx512::detect() {
+                all.extend([Some(avx512), avx512.with_amx()].into_iter().flatten().map(|it| Self(Level::Avx512(it))));
+            }
         }
         all
     }
@@ -71,7 +75,7 @@ impl Isa {
     /// # Errors
     /// Says what is wrong when the name is unknown or this CPU lacks the instructions.
     pub fn from_name(name: &str) -> Result<Self, String> {
-        let known = ["portable", "avx2", "avx512"];
+        let known = ["portable", "avx2", "avx512", "amx"];
         if let Some(isa) = Self::available().into_iter().find(|isa| isa.name() == name) {
             return Ok(isa);
         }
@@ -91,6 +95,8 @@ impl Isa {
             Level::Portable(_) => "portable",
             #[cfg(target_arch = "x86_64")]
             Level::Avx2(_) => "avx2",
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512(avx512) if avx512.amx().is_some() => "amx",
             #[cfg(target_arch = "x86_64")]
             Level::Avx512(_) => "avx512",
         }
@@ -133,6 +139,26 @@ impl Isa {
             Level::Avx2(_) => false,
             #[cfg(target_arch = "x86_64")]
             Level::Avx512(avx512) => avx512.bf16().is_some(),
+        }
+    }
+
+    /// Whether there are kernels that multiply whole tiles, for prompts.
+    pub(crate) fn multiplies_tiles(self) -> bool {
+        match self.0 {
+            Level::Portable(_) => false,
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2(_) => false,
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512(avx512) => avx512.amx().is_some(),
+        }
+    }
+
+    /// The proof of that.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn amx(self) -> Option<Amx> {
+        match self.0 {
+            Level::Portable(_) | Level::Avx2(_) => None,
+            Level::Avx512(avx512) => avx512.amx(),
         }
     }
 

@@ -8,6 +8,7 @@ use std::arch::x86_64::*;
 
 use super::rows::{Rows, RowsKernel};
 use super::simd::{Avx2, intrinsics};
+use super::amx::Amx;
 use crate::packed::PANEL;
 
 /// Proof that the CPU has AVX-512 (F, BW, DQ, VL and VNNI) and AVX2: only [`Avx512::detect`] makes one.
@@ -19,6 +20,7 @@ pub(crate) struct Avx512 {
     /// Whether bytes can be looked up by six bits (VBMI: Intel since Ice Lake, AMD since Zen 4).
     vbmi: bool,
     bf16: Option<Bf16Products>,
+    amx: Option<Amx>,
 }
 
 /// Proof that the CPU also multiplies bf16 (AMD since Zen 4, Intel's servers since Cooper Lake): see [`super::bfloats512`].
@@ -34,7 +36,17 @@ impl Avx512 {
             && is_x86_feature_detected!("avx512vnni");
         let vbmi = is_x86_feature_detected!("avx512vbmi");
         let bf16 = is_x86_feature_detected!("avx512bf16").then_some(Bf16Products(()));
-        Avx2::detect().filter(|_| all).map(|avx2| Self { avx2, vbmi, bf16 })
+        Avx2::detect().filter(|_| all).map(|avx2| Self { avx2, vbmi, bf16, amx: None })
+    }
+
+    /// The same with AMX, where the CPU has it, and all that its CPUs have.
+    pub(crate) fn with_amx(self) -> Option<Self> {
+        let complete = self.vbmi && self.bf16.is_some();
+        Amx::detect().filter(|_| complete).map(|amx| Self { amx: Some(amx), ..self })
+    }
+
+    pub(crate) fn amx(self) -> Option<Amx> {
+        self.amx
     }
 
     pub(crate) fn avx2(self) -> Avx2 {
@@ -52,7 +64,7 @@ impl Avx512 {
     /// As on the first CPUs with AVX-512 VNNI.
     #[cfg(test)]
     pub(crate) fn without_extras(self) -> Self {
-        Self { vbmi: false, bf16: None, ..self }
+        Self { vbmi: false, bf16: None, amx: None, ..self }
     }
 }
 

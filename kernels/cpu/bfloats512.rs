@@ -1,8 +1,8 @@
 //! bf16 with AVX-512 BF16: `vdpbf16ps` multiplies 32 pairs of bf16 and adds them up in f32, twice the products of a
 //! multiply-add in f32. The activations are rounded to bf16 for it, as in transformers on such models: their own layers hand on nothing finer.
 //!
-//! Even and odd pairs of columns have sums of their own, which are added at the end of a span: more sums than the latency of the
-//! instruction, for a few tokens too.
+//! Even and odd pairs of columns have sums of their own, which are added up every 32 columns: so does the instruction of AMX, and
+//! [`super::linear_amx`] gives the same bits.
 
 #![cfg(target_arch = "x86_64")]
 #![allow(clippy::wildcard_imports, reason = "the names of the intrinsics say where they come from")]
@@ -20,6 +20,9 @@ use crate::packed::PANEL;
 
 /// Tokens of a tile.
 const TOKENS: usize = super::avx512::Avx512::TOKENS;
+
+/// Columns whose sum is added to the total at once.
+const SUMMED: usize = super::input::TILE_LINE / 2;
 
 /// The weights of a column.
 type Column = [u8; 2 * PANEL];
@@ -51,10 +54,7 @@ fn columns<'a>(panel: &'a [u8], input: &Input, span: usize) -> &'a [Column] {
 fn single<const P: usize>(panels: [&[u8]; P], input: &Input, mut totals: [&mut Totals; P]) {
     for span in 0..input.spans() {
         let w = panels.map(|panel| columns(panel, input, span));
-        let sums = dot::<P, 1>(w, input.halves(span, 0));
-        for (sums, totals) in sums.into_iter().zip(&mut totals) {
-            add(sums, totals);
-        }
+        add_span::<P, 1>(w, input.halves(span, 0), &mut totals);
     }
 }
 
@@ -66,23 +66,54 @@ fn many(panel: &[u8], input: &Input, tiles: Range<usize>, totals: &mut Totals) {
             let x = input.halves(span, tile);
             let totals = &mut totals[(tile - tiles.start) * TOKENS..];
             let tokens = input.tokens(tile);
-            by_tokens!(tokens up to TOKENS, T => {
-                let [sums] = dot::<1, T>([w], x);
-                add(sums, totals);
-            });
+            by_tokens!(tokens up to TOKENS, T => add_span::<1, T>([w], x, &mut [totals]));
         }
     }
 }
 
-/// The sums of a span for `P` panels and the `T` tokens of a tile; `x` is `[pairs of columns, T]`.
+/// Adds the products of a span to the totals of `P` panels and the `T` tokens of a tile; `x` is `[pairs of columns, T]`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-fn dot<const P: usize, const T: usize>(w: [&[Column]; P], x: &[[bf16; 2]]) -> [[__m512; T]; P] {
-    let (pairs, _) = x.as_chunks::<T>();
+fn add_span<const P: usize, const T: usize>(
+    w: [&[Column]; P],
+    x: &[[bf16; 2]],
+    totals: &mut [&mut Totals; P],
+) {
+    let mut sums = [[_mm512_setzero_ps(); T]; P];
+    for (sums, totals) in sums.iter_mut().zip(&mut *totals) {
+        for (sum, total) in sums.iter_mut().zip(&**totals) {
+            // SAFETY: the array is 64 bytes long.
+            *sum = unsafe { _mm512_loadu_ps(total.as_ptr()) };
+        }
+    }
+    let (x, _) = x.as_chunks::<T>();
+    for (i, x) in x.chunks(SUMMED / 2).enumerate() {
+        let mut columns = [&[][..]; P];
+        for (to, w) in columns.iter_mut().zip(w) {
+            *to = &w[i * SUMMED..w.len().min((i + 1) * SUMMED)];
+        }
+        add_columns(columns, x, &mut sums);
+    }
+    for (sums, totals) in sums.iter().zip(totals) {
+        for (sum, total) in sums.iter().zip(&mut **totals) {
+            // SAFETY: as above.
+            unsafe { _mm512_storeu_ps(total.as_mut_ptr(), *sum) };
+        }
+    }
+}
+
+/// Adds the products of at most [`SUMMED`] columns.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+fn add_columns<const P: usize, const T: usize>(
+    w: [&[Column]; P],
+    x: &[[[bf16; 2]; T]],
+    sums: &mut [[__m512; T]; P],
+) {
     let mut even = [[_mm512_setzero_ps(); T]; P];
     let mut odd = even;
     let fours = w[0].len() / 4;
-    for (i, [first, second]) in pairs[..2 * fours].as_chunks::<2>().0.iter().enumerate() {
+    for (i, [first, second]) in x[..2 * fours].as_chunks::<2>().0.iter().enumerate() {
         for p in 0..P {
             let w = &w[p][4 * i..4 * i + 4];
             multiply(load(&[w[0], w[1]]), first, &mut even[p]);
@@ -92,17 +123,17 @@ fn dot<const P: usize, const T: usize>(w: [&[Column]; P], x: &[[bf16; 2]]) -> [[
     // What is left, at most three columns; the partner of an odd one is zero on both sides.
     for p in 0..P {
         let column = |i: usize| w[p].get(4 * fours + i).copied().unwrap_or_default();
-        if let Some(x) = pairs.get(2 * fours) {
+        if let Some(x) = x.get(2 * fours) {
             multiply(load(&[column(0), column(1)]), x, &mut even[p]);
         }
-        if let Some(x) = pairs.get(2 * fours + 1) {
+        if let Some(x) = x.get(2 * fours + 1) {
             multiply(load(&[column(2), column(3)]), x, &mut odd[p]);
         }
     }
-    for (even, odd) in even.as_flattened_mut().iter_mut().zip(odd.as_flattened()) {
-        *even = _mm512_add_ps(*even, *odd);
+    let halves = even.as_flattened().iter().zip(odd.as_flattened());
+    for (sum, (even, odd)) in sums.as_flattened_mut().iter_mut().zip(halves) {
+        *sum = _mm512_add_ps(*sum, _mm512_add_ps(*even, *odd));
     }
-    even
 }
 
 /// Adds the products of a pair of columns.
@@ -138,18 +169,5 @@ fn load(two: &[Column; 2]) -> __m512bh {
         let order = _mm512_loadu_si512(ORDER.as_ptr().cast());
         let two = _mm512_loadu_si512(two.as_ptr().cast());
         std::mem::transmute::<__m512i, __m512bh>(_mm512_permutexvar_epi16(order, two))
-    }
-}
-
-/// Adds sums to the totals.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-fn add<const T: usize>(sums: [__m512; T], totals: &mut Totals) {
-    for (sum, totals) in sums.into_iter().zip(totals) {
-        // SAFETY: the array is 64 bytes long.
-        unsafe {
-            let total = _mm512_add_ps(_mm512_loadu_ps(totals.as_ptr()), sum);
-            _mm512_storeu_ps(totals.as_mut_ptr(), total);
-        }
     }
 }

@@ -19,7 +19,9 @@
 
 use half::bf16;
 
-use super::prepare::{Places, Prepare};
+#[cfg(target_arch = "x86_64")]
+use super::amx;
+use super::prepare::{Places, Prepare, PrepareTiles};
 use super::quantized::{Q4_COLUMNS, Q8_COLUMNS};
 use super::rows::{Rows, RowsKernel};
 use crate::packed::{COLUMNS, Format};
@@ -51,6 +53,18 @@ pub(crate) use by_tokens;
 /// The tokens of the largest tile of any instruction set.
 pub(crate) const MOST_TOKENS: usize = 8;
 
+/// Tokens, or rows of weights, of a tile of AMX.
+pub(crate) const TILE_SIDE: usize = 16;
+
+/// Bytes of a token's columns, or of a row's, in a tile of AMX.
+pub(crate) const TILE_LINE: usize = 64;
+
+/// Tokens that are multiplied together with AMX.
+pub(crate) const TILED_TOKENS: usize = 2 * TILE_SIDE;
+
+/// The fewest tokens that are multiplied in whole tiles, where that can be done.
+const FEWEST_TILED: usize = MOST_TOKENS + 1;
+
 /// Columns that are summed in one go.
 pub(crate) const SPAN: usize = 256;
 
@@ -68,7 +82,7 @@ pub struct Input {
     isa: Option<Isa>,
     pub(super) kinds: Kinds,
     pub(super) floats: Vec<f32>,
-    /// `[span][tile][pair of columns][token]`
+    /// `[span][tile][pair of columns][token]`; in tiles `[span][16 tokens][32 columns][token][column]`.
     pub(super) halves: Vec<[bf16; 2]>,
     /// For q8 and AVX2.
     pub(super) words: Vec<i16>,
@@ -99,6 +113,8 @@ pub(super) struct Kinds {
     pub(super) bytes: bool,
     pub(super) offsets: bool,
     pub(super) fine_bytes: bool,
+    /// Whether all but the floats are laid out for AMX.
+    pub(super) tiled: bool,
 }
 
 impl Input {
@@ -123,6 +139,7 @@ impl Input {
         self.tile_len = isa.run_rows(TileLen);
         self.isa = Some(isa);
         self.kinds = Kinds::for_formats(isa, formats);
+        self.kinds.tiled = isa.multiplies_tiles() && self.n >= FEWEST_TILED;
         self.make_room();
         let (tiles, spans) = (self.n.div_ceil(self.tile_len), self.spans());
         let places = Places::new(self);
@@ -131,8 +148,12 @@ impl Input {
         // A part goes along its rows, so that what it reads next is foreseen.
         let work = |part: usize| {
             let first = part / tiles * RUN;
-            let spans = first..spans.min(first + RUN);
-            isa.run(Prepare { x, places: &places, tile: part % tiles, spans });
+            let (tile, spans) = (part % tiles, first..spans.min(first + RUN));
+            let prepare = Prepare { x, places: &places, tile, spans };
+            match places.tiled() {
+                true => isa.run(PrepareTiles(prepare)),
+                false => isa.run(prepare),
+            }
         };
         let parts = tiles * spans.div_ceil(RUN);
         if few { (0..parts).for_each(work) } else { pool.run(parts, &work) }
@@ -159,6 +180,39 @@ impl Input {
         (span * SPAN * self.n + tile * self.tile_len * columns, columns)
     }
 
+    /// Whether all but the floats are laid out for AMX.
+    pub(crate) fn tiled(&self) -> bool {
+        self.kinds.tiled
+    }
+
+    /// Tokens, and what fills them up to whole pairs of tiles: rows of scales and tiles have so many.
+    pub(crate) fn padded(&self) -> usize {
+        self.kinds.padded(self.n)
+    }
+
+    /// The tiles of a span for the 32 tokens from `token` on, one for each 32 columns.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    pub(crate) fn tiles_of_halves(&self, span: usize, token: usize) -> [&[amx::Halves]; 2] {
+        let steps = self.columns(span).div_ceil(amx::HALVES);
+        let first = span * SPAN / amx::HALVES * self.padded() / amx::SIDE;
+        two(self.halves.as_chunks().0, first + token / amx::SIDE * steps, steps)
+    }
+
+    /// The tiles of a span for the 32 tokens from `token` on, one for each 64 columns, out of one of the vectors of bytes.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    pub(crate) fn tiles_of_bytes<'a>(
+        &self,
+        bytes: &'a [u8],
+        span: usize,
+        token: usize,
+    ) -> [&'a [amx::Bytes]; 2] {
+        let steps = self.columns(span).div_ceil(COLUMNS);
+        let first = span * SPAN / COLUMNS * self.padded() / amx::SIDE;
+        two(bytes.as_chunks().0, first + token / amx::SIDE * steps, steps)
+    }
+
     pub(crate) fn spans(&self) -> usize {
         self.cols.div_ceil(SPAN)
     }
@@ -180,7 +234,7 @@ impl Input {
     pub(crate) fn check(&self, isa: Isa, format: Format, cols: usize) {
         assert_eq!(cols, self.cols, "columns of the weights, columns of the input");
         assert_eq!(Some(isa), self.isa, "the instruction set, and that of the input");
-        let Kinds { floats, halves, words, bytes, offsets: _, fine_bytes } =
+        let Kinds { floats, halves, words, bytes, fine_bytes, offsets: _, tiled: _ } =
             Kinds::for_formats(isa, &[format]);
         let have = self.kinds;
         assert!(
@@ -194,11 +248,13 @@ impl Input {
     }
 
     fn make_room(&mut self) {
-        let padded = self.n * self.cols.next_multiple_of(COLUMNS);
-        let scales = self.n * self.spans();
-        let Kinds { floats, halves, words, bytes, offsets, fine_bytes } = self.kinds;
+        let n = self.padded();
+        let padded = n * self.cols.next_multiple_of(COLUMNS);
+        let scales = n * self.spans();
+        let Kinds { floats, halves, words, bytes, fine_bytes, offsets, tiled } = self.kinds;
+        let pairs = if tiled { padded / 2 } else { n * self.cols.div_ceil(2) };
         grow(&mut self.floats, if floats { self.n * self.cols } else { 0 });
-        grow(&mut self.halves, if halves { self.n * self.cols.div_ceil(2) } else { 0 });
+        grow(&mut self.halves, if halves { pairs } else { 0 });
         grow(&mut self.words, if words { padded } else { 0 });
         grow(&mut self.word_scales, if words { scales } else { 0 });
         grow(&mut self.bytes, if bytes { padded } else { 0 });
@@ -209,6 +265,14 @@ impl Input {
         grow(&mut self.fine_scales, if fine_bytes { padded / Q8_COLUMNS } else { 0 });
         grow(&mut self.fine_offsets, if fine_bytes { padded / Q8_COLUMNS } else { 0 });
     }
+}
+
+/// `steps` elements from `first` on, and as many after them.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn two<T>(all: &[T], first: usize, steps: usize) -> [&[T]; 2] {
+    let (a, b) = all[first..first + 2 * steps].split_at(steps);
+    [a, b]
 }
 
 /// Makes a vector at least `len` long. It never shrinks, so in the end nothing is allocated any more.
@@ -231,6 +295,11 @@ impl RowsKernel for TileLen {
 }
 
 impl Kinds {
+    /// For `n` tokens, see [`Input::padded`].
+    pub(super) fn padded(&self, n: usize) -> usize {
+        if self.tiled { n.next_multiple_of(TILED_TOKENS) } else { n }
+    }
+
     fn for_formats(isa: Isa, formats: &[Format]) -> Self {
         let mut kinds = Self::default();
         for format in formats {

@@ -22,13 +22,13 @@ use super::input::{Input, MOST_TOKENS};
 use super::quantized::{Q4, Q8, scale_rows};
 use super::shared::SharedMut;
 #[cfg(target_arch = "x86_64")]
-use super::{bfloats512, integers, integers512};
+use super::{amx::Tiles, bfloats512, integers, integers512, linear_amx};
 use crate::isa::Level;
 use crate::packed::{Format, PANEL, Packed, Panels};
 use crate::{Isa, Pool};
 
-/// Tokens of a block: their sums of one panel are 15 KiB. Whole tiles for every instruction set.
-const BLOCK: usize = 240;
+/// The most tokens of a block: their sums of one panel are 16 KiB.
+const BLOCK: usize = 256;
 
 /// The most panels that a single token reads side by side.
 const STREAMS: usize = 4;
@@ -79,12 +79,13 @@ pub fn linear(isa: Isa, pool: &Pool, input: &Input, layers: &mut [Linear<'_>]) {
     let jobs: [_; MAX_LAYERS] = std::array::from_fn(|_| layers.next().map(Job::new));
     let panels = jobs.iter().flatten().map(|job| job.w.panels.count()).sum();
     by_panels(pool, panels, input.n, &|range| {
+        let part = Part::new(isa, input);
         let mut first = 0;
         for job in jobs.iter().flatten() {
             let count = job.w.panels.count();
             let from = range.start.clamp(first, first + count) - first;
             let to = range.end.clamp(first, first + count) - first;
-            job.run(isa, input, from..to);
+            job.run(&part, from..to);
             first += count;
         }
     });
@@ -114,7 +115,9 @@ pub fn gated_linear(
     let rows = gate.rows();
     let (gate, up) = (Weights::new(gate), Weights::new(up));
     let job = GatedJob { act, gate, up, rows, out: SharedMut::new(out) };
-    by_panels(pool, gate.panels.count(), input.n, &|range| job.run(isa, input, range));
+    by_panels(pool, gate.panels.count(), input.n, &|range| {
+        job.run(&Part::new(isa, input), range);
+    });
 }
 
 /// Calls `f` for ranges that cover all panels, on the pool.
@@ -180,6 +183,25 @@ fn tokens(input: &Input, tiles: &Range<usize>) -> Range<usize> {
     tiles.start * input.tile_len..input.n.min(tiles.end * input.tile_len)
 }
 
+/// What a thread computes a part of a region with.
+struct Part<'a> {
+    isa: Isa,
+    input: &'a Input,
+    #[cfg(target_arch = "x86_64")]
+    tiles: Option<Tiles>,
+}
+
+impl<'a> Part<'a> {
+    fn new(isa: Isa, input: &'a Input) -> Self {
+        Self {
+            isa,
+            input,
+            #[cfg(target_arch = "x86_64")]
+            tiles: isa.amx().filter(|_| input.tiled()).map(Tiles::new),
+        }
+    }
+}
+
 /// The weights of a layer.
 #[derive(Clone, Copy)]
 struct Weights<'a> {
@@ -215,52 +237,40 @@ impl<'a> Job<'a> {
     }
 
     /// Computes the outputs of some panels, for all tokens.
-    fn run(&self, isa: Isa, input: &Input, panels: Range<usize>) {
-        match input.n {
+    fn run(&self, part: &Part<'_>, panels: Range<usize>) {
+        match part.input.n {
             0 => (),
-            1 => match streams(isa, self.w.format) {
-                1 => panels.for_each(|panel| self.single(isa, input, [panel])),
-                2 => self.in_streams::<2>(isa, input, panels),
-                _ => self.in_streams::<STREAMS>(isa, input, panels),
+            1 => match streams(part.isa, self.w.format) {
+                1 => self.in_streams::<1, 1>(part, panels),
+                2 => self.in_streams::<1, 2>(part, panels),
+                _ => self.in_streams::<1, STREAMS>(part, panels),
             },
             // Clearing the sums of a whole block would cost more than a few tokens' product with a panel.
-            2..=MOST_TOKENS => {
-                panels.for_each(|panel| self.panel::<MOST_TOKENS>(isa, input, panel))
-            }
-            _ => panels.for_each(|panel| self.panel::<BLOCK>(isa, input, panel)),
+            2..=MOST_TOKENS => self.in_streams::<MOST_TOKENS, 1>(part, panels),
+            // Two panels share what is read of the activations.
+            _ if part.input.tiled() => self.in_streams::<BLOCK, 2>(part, panels),
+            _ => self.in_streams::<BLOCK, 1>(part, panels),
         }
     }
 
-    /// Computes the outputs of some panels for a single token, in `P` streams.
-    fn in_streams<const P: usize>(&self, isa: Isa, input: &Input, panels: Range<usize>) {
+    /// Computes the outputs of some panels, `P` at a time, for all tokens in blocks of `N`.
+    fn in_streams<const N: usize, const P: usize>(&self, part: &Part<'_>, panels: Range<usize>) {
         by_streams::<P>(
             panels,
-            |panels| self.single(isa, input, panels),
-            |panel| self.single(isa, input, [panel]),
+            |panels| self.panels::<N, P>(part, panels),
+            |panel| self.panels::<N, 1>(part, [panel]),
         );
     }
 
-    /// Computes the outputs of some panels for a single token.
-    fn single<const P: usize>(&self, isa: Isa, input: &Input, panels: [usize; P]) {
-        let mut sums = [[[0.0; PANEL]; 1]; P];
-        totals(
-            isa,
-            panels.map(|panel| (self.w, panel)),
-            input,
-            &(0..1),
-            sums.each_mut().map(|sums| &mut sums[..]),
-        );
-        for (panel, sums) in panels.into_iter().zip(&sums) {
-            self.finish(panel, 0..1, sums);
-        }
-    }
-
-    /// Computes the outputs of a panel, for all tokens in blocks of `N`.
-    fn panel<const N: usize>(&self, isa: Isa, input: &Input, panel: usize) {
-        for block in blocks(input) {
-            let mut sums = [[0.0; PANEL]; N];
-            totals(isa, [(self.w, panel)], input, &block, [&mut sums]);
-            self.finish(panel, tokens(input, &block), &sums);
+    /// Computes the outputs of `P` panels, for all tokens in blocks of `N`.
+    fn panels<const N: usize, const P: usize>(&self, part: &Part<'_>, panels: [usize; P]) {
+        for block in blocks(part.input) {
+            let mut sums = [[[0.0; PANEL]; N]; P];
+            let weights = panels.map(|panel| (self.w, panel));
+            totals(part, weights, &block, sums.each_mut().map(|sums| &mut sums[..]));
+            for (panel, sums) in panels.into_iter().zip(&sums) {
+                self.finish(panel, tokens(part.input, &block), sums);
+            }
         }
     }
 
@@ -291,60 +301,58 @@ struct GatedJob<'a> {
 
 impl GatedJob<'_> {
     /// Computes the outputs of some panels, for all tokens.
-    fn run(&self, isa: Isa, input: &Input, panels: Range<usize>) {
-        match input.n {
+    fn run(&self, part: &Part<'_>, panels: Range<usize>) {
+        match part.input.n {
             0 => (),
             // A panel of each is two streams.
-            1 => match streams(isa, self.gate.format) {
+            1 => match streams(part.isa, self.gate.format) {
                 1 => panels.clone().step_by(TURN).for_each(|from| {
-                    self.in_turn(isa, input, from..panels.end.min(from + TURN));
+                    self.in_turn(part, from..panels.end.min(from + TURN));
                 }),
-                2 => panels.for_each(|panel| self.panel::<1>(isa, input, panel)),
+                2 => panels.for_each(|panel| self.panel::<1>(part, panel)),
                 _ => by_streams::<{ STREAMS / 2 }>(
                     panels,
-                    |panels| self.two(isa, input, panels),
-                    |panel| self.panel::<1>(isa, input, panel),
+                    |panels| self.two(part, panels),
+                    |panel| self.panel::<1>(part, panel),
                 ),
             },
-            2..=MOST_TOKENS => {
-                panels.for_each(|panel| self.panel::<MOST_TOKENS>(isa, input, panel))
-            }
-            _ => panels.for_each(|panel| self.panel::<BLOCK>(isa, input, panel)),
+            2..=MOST_TOKENS => panels.for_each(|panel| self.panel::<MOST_TOKENS>(part, panel)),
+            _ => panels.for_each(|panel| self.panel::<BLOCK>(part, panel)),
         }
     }
 
     /// Computes the outputs of up to [`TURN`] panels for a single token, gates first.
-    fn in_turn(&self, isa: Isa, input: &Input, panels: Range<usize>) {
+    fn in_turn(&self, part: &Part<'_>, panels: Range<usize>) {
         let (mut gates, mut ups) = ([[0.0; PANEL]; TURN], [[0.0; PANEL]; TURN]);
         for (w, sums) in [(self.gate, &mut gates), (self.up, &mut ups)] {
             for (panel, sums) in panels.clone().zip(sums) {
-                totals(isa, [(w, panel)], input, &(0..1), [std::slice::from_mut(sums)]);
+                totals(part, [(w, panel)], &(0..1), [std::slice::from_mut(sums)]);
             }
         }
         for ((panel, gate), up) in panels.zip(&mut gates).zip(&ups) {
             let (gate, up) = (std::slice::from_mut(gate), std::slice::from_ref(up));
-            self.finish(isa, panel, 0..1, gate, up);
+            self.finish(part.isa, panel, 0..1, gate, up);
         }
     }
 
     /// Computes the outputs of two panels for a single token.
-    fn two(&self, isa: Isa, input: &Input, panels: [usize; 2]) {
+    fn two(&self, part: &Part<'_>, panels: [usize; 2]) {
         let mut sums = [[[0.0; PANEL]; 1]; STREAMS];
         let [a, b] = panels;
         let weights = [(self.gate, a), (self.gate, b), (self.up, a), (self.up, b)];
-        totals(isa, weights, input, &(0..1), sums.each_mut().map(|sums| &mut sums[..]));
+        totals(part, weights, &(0..1), sums.each_mut().map(|sums| &mut sums[..]));
         let [mut gate_a, mut gate_b, up_a, up_b] = sums;
-        self.finish(isa, a, 0..1, &mut gate_a, &up_a);
-        self.finish(isa, b, 0..1, &mut gate_b, &up_b);
+        self.finish(part.isa, a, 0..1, &mut gate_a, &up_a);
+        self.finish(part.isa, b, 0..1, &mut gate_b, &up_b);
     }
 
     /// Computes the outputs of a panel, for all tokens in blocks of `N`.
-    fn panel<const N: usize>(&self, isa: Isa, input: &Input, panel: usize) {
-        for block in blocks(input) {
+    fn panel<const N: usize>(&self, part: &Part<'_>, panel: usize) {
+        for block in blocks(part.input) {
             let (mut gates, mut ups) = ([[0.0; PANEL]; N], [[0.0; PANEL]; N]);
             let weights = [(self.gate, panel), (self.up, panel)];
-            totals(isa, weights, input, &block, [&mut gates, &mut ups]);
-            self.finish(isa, panel, tokens(input, &block), &mut gates, &ups);
+            totals(part, weights, &block, [&mut gates, &mut ups]);
+            self.finish(part.isa, panel, tokens(part.input, &block), &mut gates, &ups);
         }
     }
 
@@ -371,32 +379,60 @@ impl GatedJob<'_> {
 
 /// The sums of some panels for the tokens of some tiles; the totals are zeros.
 fn totals<const P: usize>(
-    isa: Isa,
+    part: &Part<'_>,
     weights: [(Weights<'_>, usize); P],
-    input: &Input,
     tiles: &Range<usize>,
     totals: [&mut Totals; P],
 ) {
     let format = weights[0].0.format;
-    if input.n == 1 && weights.iter().all(|(w, _)| w.format == format) {
+    let together = part.input.n == 1 || part.input.tiled();
+    if together && weights.iter().all(|(w, _)| w.format == format) {
         let bytes = weights.map(|(w, panel)| w.panels.get(panel));
-        return panels(isa, format, bytes, input, tiles, totals);
+        return panels(part, format, bytes, tiles, totals);
     }
     // Many tokens find each panel in the cache, so one after the other.
     for ((w, panel), totals) in weights.into_iter().zip(totals) {
-        panels(isa, w.format, [w.panels.get(panel)], input, tiles, [totals]);
+        panels(part, w.format, [w.panels.get(panel)], tiles, [totals]);
     }
 }
 
 /// The sums of some panels of one format; the totals are zeros.
 fn panels<const P: usize>(
-    isa: Isa,
+    part: &Part<'_>,
     format: Format,
     panels: [&[u8]; P],
-    input: &Input,
     tiles: &Range<usize>,
     mut totals: [&mut Totals; P],
 ) {
+    let sums = totals.each_mut().map(|totals| &mut **totals);
+    products(part, format, panels, tiles, sums);
+    if format == Format::Q4 {
+        let n = tokens(part.input, tiles).len();
+        for (panel, totals) in panels.into_iter().zip(totals) {
+            scale_rows(panel, &mut totals[..n]);
+        }
+    }
+}
+
+/// As [`panels`], without the row scales of q4.
+fn products<const P: usize>(
+    part: &Part<'_>,
+    format: Format,
+    panels: [&[u8]; P],
+    tiles: &Range<usize>,
+    totals: [&mut Totals; P],
+) {
+    let Part { isa, input, .. } = *part;
+    #[cfg(target_arch = "x86_64")]
+    if let Some(amx) = &part.tiles {
+        let tokens = tokens(input, tiles);
+        match format {
+            Format::F32 | Format::F16 => (),
+            Format::Bf16 => return linear_amx::bf16(amx, panels, input, &tokens, totals),
+            Format::Q8 => return linear_amx::q8(amx, panels, input, &tokens, totals),
+            Format::Q4 => return linear_amx::q4(amx, panels, input, &tokens, totals),
+        }
+    }
     match format {
         Format::F32 => floats::<F32, P>(isa, panels, input, tiles, totals),
         Format::F16 => floats::<F16, P>(isa, panels, input, tiles, totals),
@@ -414,20 +450,13 @@ fn panels<const P: usize>(
             #[cfg(target_arch = "x86_64")]
             Level::Avx512(avx512) => integers512::q8(avx512, panels, input, tiles, totals),
         },
-        Format::Q4 => {
-            let sums = totals.each_mut().map(|totals| &mut **totals);
-            match isa.level() {
-                Level::Portable(_) => wide::<Q4, P>(isa, panels, input, tiles, sums),
-                #[cfg(target_arch = "x86_64")]
-                Level::Avx2(avx2) => integers::q4(avx2, panels, input, tiles, sums),
-                #[cfg(target_arch = "x86_64")]
-                Level::Avx512(avx512) => integers512::q4(avx512, panels, input, tiles, sums),
-            }
-            let n = tokens(input, tiles).len();
-            for (panel, totals) in panels.into_iter().zip(totals) {
-                scale_rows(panel, &mut totals[..n]);
-            }
-        }
+        Format::Q4 => match isa.level() {
+            Level::Portable(_) => wide::<Q4, P>(isa, panels, input, tiles, totals),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2(avx2) => integers::q4(avx2, panels, input, tiles, totals),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512(avx512) => integers512::q4(avx512, panels, input, tiles, totals),
+        },
     }
 }
 

@@ -1,5 +1,7 @@
 //! The kernels for CPUs.
 
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod amx;
 pub mod attention;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx512;
@@ -15,6 +17,8 @@ pub(crate) mod integers;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod integers512;
 pub mod linear;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod linear_amx;
 pub mod mamba;
 pub(crate) mod math;
 pub mod pack;

@@ -6,7 +6,7 @@ use half::bf16;
 
 use super::elementwise::Narrow;
 use super::functions::largest_magnitude;
-use super::input::{Input, Kinds, MOST_TOKENS, SPAN};
+use super::input::{Input, Kinds, MOST_TOKENS, SPAN, TILE_LINE, TILE_SIDE};
 use super::quantized::{Q4_COLUMNS, Q4_RAISED, Q8_COLUMNS, Q8_ORDER, Q8_RAISED};
 use super::shared::SharedMut;
 use super::simd::{Kernel, LANES, Round, Simd};
@@ -50,6 +50,11 @@ impl<'a> Places<'a> {
             fine_scales: SharedMut::new(&mut input.fine_scales),
             fine_offsets: SharedMut::new(&mut input.fine_offsets),
         }
+    }
+
+    /// Whether they are laid out for AMX.
+    pub(super) fn tiled(&self) -> bool {
+        self.kinds.tiled
     }
 }
 
@@ -281,6 +286,99 @@ impl Prepare<'_> {
         }
         let rows = changed.each_ref().map(|row| &row[..to.len() / 4 / self.tokens()]);
         interleave(s, &rows, self.tokens(), to.as_chunks_mut::<4>().0);
+    }
+}
+
+/// As [`Prepare`], in the layout for AMX: each token has its own line in a tile, and nothing is raised, so nothing has to be
+/// taken off.
+pub(super) struct PrepareTiles<'a>(pub(super) Prepare<'a>);
+
+impl Kernel for PrepareTiles<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Prepare { places, tile, .. } = self.0;
+        let first = tile * places.tile_len;
+        for span in self.0.spans.clone() {
+            if places.kinds.floats {
+                let rows: [_; MOST_TOKENS] = std::array::from_fn(|i| self.0.row(span, i));
+                self.0.store_floats(s, span, &rows);
+            }
+            for i in 0..self.0.tokens() {
+                self.token(s, span, first + i, self.0.row(span, i));
+            }
+        }
+    }
+}
+
+impl PrepareTiles<'_> {
+    #[inline(always)]
+    fn token<S: Simd>(&self, s: S, span: usize, token: usize, row: &[f32]) {
+        let places = self.0.places;
+        if places.kinds.halves {
+            let mut halves = [bf16::ZERO; SPAN];
+            Narrow { from: row, to: &mut halves[..row.len()] }.run(s);
+            // Of four columns the second and the last, then the first and the third: see `linear_amx`.
+            let mut lines = [[[bf16::ZERO; 2]; 2]; SPAN / 4];
+            for (to, [a, b, c, d]) in lines.iter_mut().zip(halves.as_chunks().0) {
+                *to = [[*b, *d], [*a, *c]];
+            }
+            self.lay(span, token, row.len(), lines.as_flattened(), &places.halves);
+        }
+        if places.kinds.bytes {
+            let mut bytes = [0; SPAN];
+            let scale = round_to(s, row, f32::from(i8::MAX), &mut bytes);
+            self.set(&places.byte_scales, span, token, scale);
+            self.lay(span, token, row.len(), &bytes.map(|v: i8| v as u8), &places.bytes);
+        }
+        if places.kinds.fine_bytes {
+            let mut bytes = [0_i8; SPAN];
+            let groups = bytes.as_chunks_mut::<Q8_COLUMNS>().0;
+            // Whole groups of the weights.
+            let rows = row.chunks(Q8_COLUMNS).chain([&[][..]]);
+            let count = row.len().next_multiple_of(COLUMNS) / Q8_COLUMNS;
+            for (i, (row, to)) in rows.zip(groups).take(count).enumerate() {
+                let scale = round_to(s, row, f32::from(i8::MAX), to);
+                self.set(&places.fine_scales, span * SPAN / Q8_COLUMNS + i, token, scale);
+            }
+            let mut ordered = [0; SPAN];
+            let fours = ordered.as_chunks_mut::<4>().0.iter_mut();
+            for (to, from) in fours.zip(bytes.as_chunks::<4>().0) {
+                *to = Q8_ORDER.map(|place| from[place] as u8);
+            }
+            self.lay(span, token, row.len(), &ordered, &places.fine_bytes);
+        }
+    }
+
+    /// Stores the scale of a token for a span, or for a part of one.
+    #[inline(always)]
+    fn set(&self, all: &SharedMut<'_, f32>, part: usize, token: usize, scale: f32) {
+        let Places { n, ref kinds, .. } = *self.0.places;
+        // SAFETY: each token has its own place, and belongs to one part.
+        unsafe { all.slice(part * kinds.padded(n) + token, 1) }.fill(scale);
+    }
+
+    /// Lays a token's columns of a span into the lines of its tiles.
+    #[inline(always)]
+    fn lay<T: Copy>(
+        &self,
+        span: usize,
+        token: usize,
+        columns: usize,
+        row: &[T],
+        all: &SharedMut<'_, T>,
+    ) {
+        let Places { n, ref kinds, .. } = *self.0.places;
+        // Elements of a line, and columns of one.
+        let len = TILE_LINE / size_of::<T>();
+        let width = SPAN / (row.len() / len);
+        let steps = columns.div_ceil(width);
+        let tile = SPAN / width * span * kinds.padded(n) / TILE_SIDE + token / TILE_SIDE * steps;
+        for (i, line) in row.chunks_exact(len).take(steps).enumerate() {
+            // SAFETY: each token has its own line, and belongs to one part.
+            let to = unsafe { all.slice(((tile + i) * TILE_SIDE + token % TILE_SIDE) * len, len) };
+            to.copy_from_slice(line);
+        }
     }
 }
 

@@ -1,0 +1,296 @@
+//! Linear layers with AMX, for prompts: see [`super::amx`].
+//!
+//! Tokens stand in the rows of one side, the rows of a panel in the columns of the other, so the sums come out as the other
+//! kernels have them, `[token][row]`. The results have the bits of the AVX-512 kernels, which serve for a single token:
+//!
+//! - **bf16**: the four columns that those take together are the first and second columns of two pairs here.
+//! - **q4**: `code × group scale` has 13 bits, so it is a byte times 128 and another byte; sums of integers over a span are exact,
+//!   however they are made. Two products for each weight, and no multiplication for each group: as fast as bf16.
+//! - **q8**: a sum of 32 products for each scale, which enters as there. A register holds 64 columns, so half of the
+//!   weights beside each are zeros. That keeps up with the conversions of the sums, which take longer.
+
+#![cfg(target_arch = "x86_64")]
+#![allow(clippy::wildcard_imports, reason = "the names of the intrinsics say where they come from")]
+
+use std::arch::x86_64::*;
+use std::ops::Range;
+
+use super::input::{Input, SPAN, TILED_TOKENS};
+use super::linear::Totals;
+use super::quantized::{Q4_COLUMNS, Q8_COLUMNS, RAISED_CODES, Q4_RAISED, q4_span, q8_span};
+use super::amx::{HALVES, LINE, SIDE, Sums, Tiles, Weights, add_bf16, multiply_bytes, multiply_steps};
+use crate::packed::{COLUMNS, PANEL, Q4_GROUP, Q8_GROUP};
+
+const ZERO: Weights = Weights([[0; LINE]; SIDE]);
+
+/// The dot products of bf16 panels with some tokens, added to `totals`: two panels at a time.
+pub(crate) fn bf16<const P: usize>(
+    tiles: &Tiles,
+    panels: [&[u8]; P],
+    input: &Input,
+    tokens: &Range<usize>,
+    mut totals: [&mut Totals; P],
+) {
+    let mut nobody = [[0.0; PANEL]; TILED_TOKENS];
+    for (panels, totals) in panels.chunks(2).zip(totals.chunks_mut(2)) {
+        match totals {
+            [first, second] => bf16_panels(tiles, panels, input, tokens, [first, second]),
+            [first, ..] => bf16_panels(tiles, panels, input, tokens, [first, &mut nobody]),
+            [] => (),
+        }
+    }
+}
+
+/// For one or two panels. Without a second one, the second totals hold nothing of value.
+fn bf16_panels(
+    tiles: &Tiles,
+    panels: &[&[u8]],
+    input: &Input,
+    tokens: &Range<usize>,
+    totals: [&mut Totals; 2],
+) {
+    let mut w = [[ZERO; 2]; SPAN / HALVES];
+    let [first, second] = totals;
+    for span in 0..input.spans() {
+        let columns = input.columns(span);
+        let w = &mut w[..columns.div_ceil(HALVES)];
+        for (p, panel) in panels.iter().enumerate() {
+            let columns = &panel.as_chunks().0[span * SPAN..][..columns];
+            // SAFETY: where there are such tiles, there is AVX-512.
+            unsafe { widen_bf16(columns, w, p) };
+        }
+        for at in tokens.clone().step_by(TILED_TOKENS) {
+            let place = at - tokens.start;
+            let second_place = if panels.len() == 2 { place } else { 0 };
+            let sums = [two_tiles(first, place), two_tiles(second, second_place)];
+            add_bf16(tiles, input.tiles_of_halves(span, at), w, sums);
+        }
+    }
+}
+
+/// The sums of 32 tokens from `at` on.
+fn two_tiles(totals: &mut Totals, at: usize) -> &mut [Sums<f32>; 2] {
+    const { assert!(PANEL == SIDE) };
+    let tiles = totals[at..].as_chunks_mut::<SIDE>().0;
+    tiles.first_chunk_mut().expect("room for whole tiles")
+}
+
+/// The columns of a span, in the order of [`super::amx`]: of each four, the second and the last in a line, then the others.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+fn widen_bf16(columns: &[[u8; 2 * PANEL]], w: &mut [[Weights; 2]], p: usize) {
+    let lines = w.iter_mut().flat_map(|w| w[p].0.as_chunks_mut::<2>().0);
+    let (fours, rest) = columns.as_chunks::<4>();
+    let mut last = [[0; 2 * PANEL]; 4];
+    last[..rest.len()].copy_from_slice(rest);
+    let zeros = [[0; 2 * PANEL]; 4];
+    let fours = fours.iter().chain([&last]).chain(std::iter::repeat(&zeros));
+    for (lines, four) in lines.zip(fours) {
+        let [first, second] = four.as_chunks::<2>().0 else { unreachable!("twice two") };
+        // SAFETY: all arrays are 64 bytes long.
+        unsafe {
+            // Rows 0 and 8, 1 and 9 … of two columns, one after the other.
+            let first = _mm512_loadu_si512(first.as_ptr().cast());
+            let second = _mm512_loadu_si512(second.as_ptr().cast());
+            let low = _mm512_mask_blend_epi16(0xaaaa_aaaa, first, _mm512_slli_epi32::<16>(second));
+            let high = _mm512_mask_blend_epi16(0x5555_5555, second, _mm512_srli_epi32::<16>(first));
+            let odd = _mm512_shuffle_i64x2::<0b11_10_11_10>(low, high);
+            let even = _mm512_shuffle_i64x2::<0b01_00_01_00>(low, high);
+            _mm512_store_si512(lines[0].as_mut_ptr().cast(), odd);
+            _mm512_store_si512(lines[1].as_mut_ptr().cast(), even);
+        }
+    }
+}
+
+/// The dot products of a q4 panel with some tokens, without the row scales, added to `totals`.
+pub(crate) fn q4<const P: usize>(
+    tiles: &Tiles,
+    panels: [&[u8]; P],
+    input: &Input,
+    tokens: &Range<usize>,
+    totals: [&mut Totals; P],
+) {
+    for (panel, totals) in panels.into_iter().zip(totals) {
+        q4_panel(tiles, panel, input, tokens, totals);
+    }
+}
+
+fn q4_panel(
+    tiles: &Tiles,
+    panel: &[u8],
+    input: &Input,
+    tokens: &Range<usize>,
+    totals: &mut Totals,
+) {
+    let mut w = [[ZERO; 2]; SPAN / COLUMNS];
+    let mut sums = [[[[0; SIDE]; SIDE]; 2]; 2];
+    for span in 0..input.spans() {
+        let groups = q4_span(panel, span);
+        // SAFETY: where there are such tiles, there is AVX-512.
+        unsafe { widen_q4(groups, &mut w) };
+        for at in tokens.clone().step_by(TILED_TOKENS) {
+            let x = input.tiles_of_bytes(&input.bytes, span, at);
+            multiply_bytes(tiles, x, &w[..groups.len()], &mut sums);
+            let scales = &input.byte_scales[span * input.padded() + at..][..TILED_TOKENS];
+            // SAFETY: as above.
+            unsafe { add_scaled(&sums, scales, &mut totals[at - tokens.start..][..TILED_TOKENS]) };
+        }
+    }
+}
+
+/// `totals += (128 × sums[0] + sums[1]) × scale`, for each of 32 tokens.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+fn add_scaled(sums: &[[Sums<i32>; 2]; 2], scales: &[f32], totals: &mut Totals) {
+    let high = sums[0].as_flattened().iter();
+    let sums = high.zip(sums[1].as_flattened());
+    for (((high, low), scale), total) in sums.zip(scales).zip(totals) {
+        // SAFETY: all arrays are 64 bytes long.
+        unsafe {
+            let high = _mm512_slli_epi32::<7>(_mm512_loadu_si512(high.as_ptr().cast()));
+            let sum = _mm512_add_epi32(high, _mm512_loadu_si512(low.as_ptr().cast()));
+            let before = _mm512_loadu_ps(total.as_ptr());
+            let scale = _mm512_set1_ps(*scale);
+            let after = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scale, before);
+            _mm512_storeu_ps(total.as_mut_ptr(), after);
+        }
+    }
+}
+
+/// The weights of a span without their row scales, in two bytes: the upper one is worth 128.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+fn widen_q4(groups: &[[u8; Q4_GROUP]], w: &mut [[Weights; 2]]) {
+    let four_bits = _mm512_set1_epi8(15);
+    // SAFETY: the array is 16 bytes long.
+    let table = unsafe { _mm_loadu_si128(RAISED_CODES.as_ptr().cast()) };
+    let table = _mm512_sub_epi8(_mm512_broadcast_i32x4(table), _mm512_set1_epi8(Q4_RAISED));
+    for (group, [high, low]) in groups.iter().zip(w) {
+        let (scales, codes) = group.split_at(4 * PANEL);
+        let lines = high.0.as_chunks_mut::<4>().0.iter_mut().zip(low.0.as_chunks_mut::<4>().0);
+        for (i, (high, low)) in lines.enumerate() {
+            let scales = q4_scales(scales, i);
+            let codes = &codes[i * Q4_COLUMNS / 2 * PANEL..][..Q4_COLUMNS / 2 * PANEL];
+            for (j, bytes) in codes.as_chunks::<LINE>().0.iter().enumerate() {
+                // SAFETY: the array is 64 bytes long.
+                let bytes = unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) };
+                let codes = [bytes, _mm512_srli_epi16::<4>(bytes)];
+                for (k, codes) in codes.into_iter().enumerate() {
+                    let codes = _mm512_shuffle_epi8(table, _mm512_and_si512(codes, four_bits));
+                    let [upper, lower] = split(codes, scales);
+                    // SAFETY: the arrays are 64 bytes long.
+                    unsafe {
+                        _mm512_storeu_si512(high[2 * j + k].as_mut_ptr().cast(), upper);
+                        _mm512_storeu_si512(low[2 * j + k].as_mut_ptr().cast(), lower);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The products of codes with scales of 16 bits, as bytes: those of the upper bits, and the lower seven bits.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+fn split(codes: __m512i, scales: __m512i) -> [__m512i; 2] {
+    const ODD: u64 = 0xaaaa_aaaa_aaaa_aaaa;
+    let even = _mm512_srai_epi16::<8>(_mm512_slli_epi16::<8>(codes));
+    let even = _mm512_mullo_epi16(even, scales);
+    let odd = _mm512_mullo_epi16(_mm512_srai_epi16::<8>(codes), scales);
+    let high = _mm512_srli_epi16::<7>(even);
+    let high = _mm512_mask_blend_epi8(ODD, high, _mm512_slli_epi16::<1>(odd));
+    let low = _mm512_mask_blend_epi8(ODD, even, _mm512_slli_epi16::<8>(odd));
+    [high, _mm512_and_si512(low, _mm512_set1_epi8(127))]
+}
+
+/// The scales of 16 columns out of 64, for each row twice.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+fn q4_scales(scales: &[u8], index: usize) -> __m512i {
+    let from = &scales[index / 2 * 2 * PANEL..][..2 * PANEL];
+    // SAFETY: the slice is 32 bytes long.
+    let both = _mm512_cvtepi8_epi16(unsafe { _mm256_loadu_si256(from.as_ptr().cast()) });
+    match index % 2 {
+        0 => _mm512_mask_blend_epi16(0xaaaa_aaaa, both, _mm512_slli_epi32::<16>(both)),
+        _ => _mm512_mask_blend_epi16(0x5555_5555, both, _mm512_srli_epi32::<16>(both)),
+    }
+}
+
+/// The dot products of a q8 panel with some tokens, added to `totals`.
+pub(crate) fn q8<const P: usize>(
+    tiles: &Tiles,
+    panels: [&[u8]; P],
+    input: &Input,
+    tokens: &Range<usize>,
+    totals: [&mut Totals; P],
+) {
+    for (panel, totals) in panels.into_iter().zip(totals) {
+        q8_panel(tiles, panel, input, tokens, totals);
+    }
+}
+
+fn q8_panel(
+    tiles: &Tiles,
+    panel: &[u8],
+    input: &Input,
+    tokens: &Range<usize>,
+    totals: &mut Totals,
+) {
+    let mut w = [[ZERO; 2]; SPAN / COLUMNS];
+    let mut sums = [[[[0; SIDE]; SIDE]; 2]; SPAN / COLUMNS];
+    for span in 0..input.spans() {
+        let groups = q8_span(panel, span);
+        for (group, w) in groups.iter().zip(&mut w) {
+            let (halves, _) = group[4 * PANEL..].as_chunks::<{ Q8_COLUMNS * PANEL }>();
+            let [first, second] = w;
+            first.0[..SIDE / 2].as_flattened_mut().copy_from_slice(&halves[0]);
+            second.0[SIDE / 2..].as_flattened_mut().copy_from_slice(&halves[1]);
+        }
+        for at in tokens.clone().step_by(TILED_TOKENS) {
+            let x = input.tiles_of_bytes(&input.fine_bytes, span, at);
+            for (x, at) in x.into_iter().zip([at, at + SIDE]) {
+                multiply_steps(tiles, x, &w[..groups.len()], &mut sums);
+                let first = span * SPAN / Q8_COLUMNS;
+                let scales = &input.fine_scales[first * input.padded() + at..];
+                let totals = &mut totals[at - tokens.start..];
+                let totals = totals.first_chunk_mut().expect("room for whole tiles");
+                // SAFETY: where there are such tiles, there is AVX-512.
+                unsafe { add_groups(groups, &sums, scales, input.padded(), totals) };
+            }
+        }
+    }
+}
+
+/// Adds the sums of 32 columns each, with the scales of both sides; those of the tokens are `next` apart.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+fn add_groups(
+    groups: &[[u8; Q8_GROUP]],
+    products: &[[Sums<i32>; 2]],
+    x_scales: &[f32],
+    next: usize,
+    totals: &mut Sums<f32>,
+) {
+    let mut sums = [_mm512_setzero_ps(); SIDE];
+    let mut x_scales = x_scales.chunks(next);
+    for (group, products) in groups.iter().zip(products) {
+        let scales = group[..4 * PANEL].as_chunks::<{ 2 * PANEL }>().0;
+        for (scales, products) in scales.iter().zip(products) {
+            // SAFETY: the array is 32 bytes long.
+            let scales = unsafe { _mm256_loadu_si256(scales.as_ptr().cast()) };
+            let scales = _mm512_cvtph_ps(scales);
+            let x_scales = x_scales.next().and_then(|scales| scales.first_chunk::<SIDE>());
+            let x_scales = x_scales.expect("scales of each token");
+            for ((sum, products), x_scale) in sums.iter_mut().zip(products).zip(x_scales) {
+                // SAFETY: the array is 64 bytes long.
+                let products = unsafe { _mm512_loadu_si512(products.as_ptr().cast()) };
+                let products =
+                    _mm512_mul_ps(_mm512_cvtepi32_ps(products), _mm512_set1_ps(*x_scale));
+                *sum = _mm512_fmadd_ps(products, scales, *sum);
+            }
+        }
+    }
+    for (sum, total) in sums.into_iter().zip(totals) {
+        // SAFETY: the array is 64 bytes long.
+        unsafe {
+            let total_before = _mm512_loadu_ps(total.as_ptr());
+            _mm512_storeu_ps(total.as_mut_ptr(), _mm512_add_ps(total_before, sum));
+        }
+    }
+}
