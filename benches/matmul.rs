@@ -113,7 +113,7 @@ fn cache(machine: &Machine, format: Format) {
     let cols = 1088;
     let rows = ((260 << 10) / (format.packed_len(16, cols).unwrap_or(1) / 16) / 64).max(1) * 64;
     let w = matrix(machine, format, rows, cols, &mut Arena::new());
-    for n in [1, 2, 3, 4, 6, 12, 48] {
+    for n in [1, 2, 3, 4, 6, 12, 48, 256] {
         let name = format!("cache {format} {n} tokens {rows} x {cols}");
         if !wanted(&name) {
             continue;

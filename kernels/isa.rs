@@ -6,13 +6,13 @@
 use std::fmt;
 
 #[cfg(target_arch = "x86_64")]
+use crate::cpu::amx::Amx;
+#[cfg(target_arch = "x86_64")]
 use crate::cpu::avx512::{Avx512, avx512_door};
 use crate::cpu::rows::{InHalves, RowsKernel};
 #[cfg(target_arch = "x86_64")]
 use crate::cpu::simd::{Avx2, avx2_door};
 use crate::cpu::simd::{Kernel, Portable};
-#[cfg(target_arch = "x86_64")]
-use crate::cpu::amx::Amx;
 
 /// The environment variable that forces an instruction set: `portable`, `avx2`, `avx512` or `amx`.
 pub const ISA_VARIABLE: &str = "TRAMONTANE_ISA";
@@ -50,7 +50,12 @@ impl Isa {
         {
             all.extend(Avx2::detect().map(|avx2| Self(Level::Avx2(avx2))));
             if let Some(avx512) = Avx512::detect() {
-                all.extend([Some(avx512), avx512.with_amx()].into_iter().flatten().map(|it| Self(Level::Avx512(it))));
+                all.extend(
+                    [Some(avx512), avx512.with_amx()]
+                        .into_iter()
+                        .flatten()
+                        .map(|it| Self(Level::Avx512(it))),
+                );
             }
         }
         all

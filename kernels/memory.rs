@@ -9,7 +9,7 @@ use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use half::f16;
+use half::{bf16, f16};
 
 use crate::platform::Mapping;
 
@@ -109,8 +109,60 @@ pub(crate) unsafe trait Plain: Copy {}
 unsafe impl Plain for f32 {}
 // SAFETY: a number in 16 bits.
 unsafe impl Plain for f16 {}
+// SAFETY: two numbers in 16 bits.
+unsafe impl Plain for [bf16; 2] {}
+// SAFETY: a number.
+unsafe impl Plain for i32 {}
+// SAFETY: a number.
+unsafe impl Plain for i16 {}
 // SAFETY: a number.
 unsafe impl Plain for i8 {}
+// SAFETY: a number.
+unsafe impl Plain for u8 {}
+
+/// What begins at a cache line.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+pub(crate) struct Aligned<T>(pub(crate) T);
+
+/// Numbers that begin at a cache line, as a vector that grows.
+pub(crate) struct Lines<T> {
+    lines: Vec<Aligned<[u8; ALIGN]>>,
+    numbers: PhantomData<T>,
+}
+
+impl<T: Plain> Lines<T> {
+    /// Makes it at least `len` long, with zeros. It never shrinks, so in the end nothing is allocated any more.
+    pub(crate) fn grow(&mut self, len: usize) {
+        let lines = (len * size_of::<T>()).div_ceil(ALIGN);
+        if self.lines.len() < lines {
+            self.lines.resize(lines, Aligned([0; ALIGN]));
+        }
+    }
+}
+
+impl<T> Default for Lines<T> {
+    fn default() -> Self {
+        Self { lines: Vec::new(), numbers: PhantomData }
+    }
+}
+
+impl<T: Plain> Deref for Lines<T> {
+    type Target = [T];
+    fn deref(&self) -> &[T] {
+        let len = self.lines.len() * ALIGN / size_of::<T>();
+        // SAFETY: any bytes are numbers, no number needs more alignment, and the lines hold so many of them.
+        unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), len) }
+    }
+}
+
+impl<T: Plain> DerefMut for Lines<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        let len = self.lines.len() * ALIGN / size_of::<T>();
+        // SAFETY: as above.
+        unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), len) }
+    }
+}
 
 /// Memory for what comes and goes, as the blocks of caches do: pieces that are dropped are handed out again, and when
 /// the last one is dropped, the system gets all of it back.

@@ -6,9 +6,9 @@
 
 use std::arch::x86_64::*;
 
+use super::amx::Amx;
 use super::rows::{Rows, RowsKernel};
 use super::simd::{Avx2, intrinsics};
-use super::amx::Amx;
 use crate::packed::PANEL;
 
 /// Proof that the CPU has AVX-512 (F, BW, DQ, VL and VNNI) and AVX2: only [`Avx512::detect`] makes one.

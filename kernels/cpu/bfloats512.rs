@@ -12,6 +12,7 @@ use std::ops::Range;
 
 use half::bf16;
 
+use super::ahead;
 use super::avx512::Bf16Products;
 use super::input::{Input, SPAN, by_tokens};
 use super::linear::Totals;
@@ -54,7 +55,7 @@ fn columns<'a>(panel: &'a [u8], input: &Input, span: usize) -> &'a [Column] {
 fn single<const P: usize>(panels: [&[u8]; P], input: &Input, mut totals: [&mut Totals; P]) {
     for span in 0..input.spans() {
         let w = panels.map(|panel| columns(panel, input, span));
-        add_span::<P, 1>(w, input.halves(span, 0), &mut totals);
+        add_span::<P, 1>(w, input.halves(span, 0), input.ahead, &mut totals);
     }
 }
 
@@ -66,7 +67,7 @@ fn many(panel: &[u8], input: &Input, tiles: Range<usize>, totals: &mut Totals) {
             let x = input.halves(span, tile);
             let totals = &mut totals[(tile - tiles.start) * TOKENS..];
             let tokens = input.tokens(tile);
-            by_tokens!(tokens up to TOKENS, T => add_span::<1, T>([w], x, &mut [totals]));
+            by_tokens!(tokens up to TOKENS, T => add_span::<1, T>([w], x, false, &mut [totals]));
         }
     }
 }
@@ -77,6 +78,7 @@ fn many(panel: &[u8], input: &Input, tiles: Range<usize>, totals: &mut Totals) {
 fn add_span<const P: usize, const T: usize>(
     w: [&[Column]; P],
     x: &[[bf16; 2]],
+    ahead: bool,
     totals: &mut [&mut Totals; P],
 ) {
     let mut sums = [[_mm512_setzero_ps(); T]; P];
@@ -92,7 +94,7 @@ fn add_span<const P: usize, const T: usize>(
         for (to, w) in columns.iter_mut().zip(w) {
             *to = &w[i * SUMMED..w.len().min((i + 1) * SUMMED)];
         }
-        add_columns(columns, x, &mut sums);
+        add_columns(columns, x, ahead, &mut sums);
     }
     for (sums, totals) in sums.iter().zip(totals) {
         for (sum, total) in sums.iter().zip(&mut **totals) {
@@ -108,6 +110,7 @@ fn add_span<const P: usize, const T: usize>(
 fn add_columns<const P: usize, const T: usize>(
     w: [&[Column]; P],
     x: &[[[bf16; 2]; T]],
+    ahead: bool,
     sums: &mut [[__m512; T]; P],
 ) {
     let mut even = [[_mm512_setzero_ps(); T]; P];
@@ -115,7 +118,10 @@ fn add_columns<const P: usize, const T: usize>(
     let fours = w[0].len() / 4;
     for (i, [first, second]) in x[..2 * fours].as_chunks::<2>().0.iter().enumerate() {
         for p in 0..P {
-            let w = &w[p][4 * i..4 * i + 4];
+            let w: &[Column; 4] = w[p][4 * i..].first_chunk().expect("four columns");
+            if ahead {
+                ahead::ask(w);
+            }
             multiply(load(&[w[0], w[1]]), first, &mut even[p]);
             multiply(load(&[w[2], w[3]]), second, &mut odd[p]);
         }

@@ -10,6 +10,7 @@
 //! A single token is bound by memory: it works on several panels at once, see [`super::linear`]. There vectors of
 //! sixteen lanes have no multiplications to save, and 16-bit weights are widened faster in vectors of eight.
 
+use super::ahead;
 use super::input::{Input, SPAN, by_tokens};
 use super::linear::Totals;
 use super::rows::{Halves, Rows, RowsKernel};
@@ -164,7 +165,7 @@ impl<W: Floats, const P: usize> Kernel for FloatSingle<'_, W, P> {
         for span in 0..self.input.spans() {
             let x = self.input.floats(span, 0);
             let w = panels.map(|panel| &panel[span * SPAN..][..x.len()]);
-            let sums = dot_columns::<Halves<S>, W, P>(Halves(s), w, x);
+            let sums = dot_columns::<Halves<S>, W, P>(Halves(s), w, x, self.input.ahead);
             for (totals, sum) in self.totals.iter_mut().zip(sums) {
                 add_sums(Halves(s), [sum], totals);
             }
@@ -178,6 +179,7 @@ fn dot_columns<R: Rows, W: Floats, const P: usize>(
     r: R,
     w: [&[W::Column]; P],
     x: &[f32],
+    ahead: bool,
 ) -> [R::F; P] {
     assert!(w.iter().all(|w| w.len() == x.len()));
     let w = w.map(<[W::Column]>::as_ptr);
@@ -187,7 +189,11 @@ fn dot_columns<R: Rows, W: Floats, const P: usize>(
         for p in 0..P {
             // SAFETY: `k` is below the length of all of them. Checked one by one, there would be more checks than
             // arithmetic here.
-            let w = W::load(r, unsafe { &*w[p].add(k) });
+            let w = unsafe { &*w[p].add(k) };
+            if ahead {
+                ahead::ask(w);
+            }
+            let w = W::load(r, w);
             sums[p] = r.mul_add(w, x, sums[p]);
         }
     }

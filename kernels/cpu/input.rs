@@ -19,11 +19,13 @@
 
 use half::bf16;
 
+use super::ahead;
 #[cfg(target_arch = "x86_64")]
 use super::amx;
 use super::prepare::{Places, Prepare, PrepareTiles};
 use super::quantized::{Q4_COLUMNS, Q8_COLUMNS};
 use super::rows::{Rows, RowsKernel};
+use crate::memory::Lines;
 use crate::packed::{COLUMNS, Format};
 use crate::{Isa, Pool};
 
@@ -80,28 +82,30 @@ pub struct Input {
     pub(crate) tile_len: usize,
     /// What it was prepared for.
     isa: Option<Isa>,
+    /// Whether the weights should be asked for before they are read.
+    pub(super) ahead: bool,
     pub(super) kinds: Kinds,
-    pub(super) floats: Vec<f32>,
+    pub(super) floats: Lines<f32>,
     /// `[span][tile][pair of columns][token]`; in tiles `[span][16 tokens][32 columns][token][column]`.
-    pub(super) halves: Vec<[bf16; 2]>,
+    pub(super) halves: Lines<[bf16; 2]>,
     /// For q8 and AVX2.
-    pub(super) words: Vec<i16>,
+    pub(super) words: Lines<i16>,
     /// `[span][token]`: what a unit of `words` is worth.
-    pub(super) word_scales: Vec<f32>,
+    pub(super) word_scales: Lines<f32>,
     /// For q4.
-    pub(super) bytes: Vec<u8>,
+    pub(super) bytes: Lines<u8>,
     /// `[span][token]`: what a unit of `bytes` is worth.
-    pub(super) byte_scales: Vec<f32>,
+    pub(super) byte_scales: Lines<f32>,
     /// For a single token and AVX2, for each 16 columns the sum of `bytes`.
-    pub(super) sums: Vec<i16>,
+    pub(super) sums: Lines<i16>,
     /// For AVX-512, `[span][tile][16 columns][token]`: minus what raising the codes adds to the sum of the columns.
-    pub(super) offsets: Vec<i32>,
+    pub(super) offsets: Lines<i32>,
     /// For q8 and AVX-512; of each 4 columns in the order of [`super::quantized::Q8_ORDER`].
-    pub(super) fine_bytes: Vec<u8>,
+    pub(super) fine_bytes: Lines<u8>,
     /// `[span][tile][32 columns][token]`: what a unit of `fine_bytes` is worth.
-    pub(super) fine_scales: Vec<f32>,
+    pub(super) fine_scales: Lines<f32>,
     /// As `fine_scales`: minus what raising the weights adds to the sum of the columns.
-    pub(super) fine_offsets: Vec<i32>,
+    pub(super) fine_offsets: Lines<i32>,
 }
 
 /// Which forms of the activations are wanted.
@@ -138,6 +142,7 @@ impl Input {
         self.cols = cols;
         self.tile_len = isa.run_rows(TileLen);
         self.isa = Some(isa);
+        self.ahead = self.n == 1 && ahead::pays();
         self.kinds = Kinds::for_formats(isa, formats);
         self.kinds.tiled = isa.multiplies_tiles() && self.n >= FEWEST_TILED;
         self.make_room();
@@ -253,17 +258,17 @@ impl Input {
         let scales = n * self.spans();
         let Kinds { floats, halves, words, bytes, fine_bytes, offsets, tiled } = self.kinds;
         let pairs = if tiled { padded / 2 } else { n * self.cols.div_ceil(2) };
-        grow(&mut self.floats, if floats { self.n * self.cols } else { 0 });
-        grow(&mut self.halves, if halves { pairs } else { 0 });
-        grow(&mut self.words, if words { padded } else { 0 });
-        grow(&mut self.word_scales, if words { scales } else { 0 });
-        grow(&mut self.bytes, if bytes { padded } else { 0 });
-        grow(&mut self.byte_scales, if bytes { scales } else { 0 });
-        grow(&mut self.sums, if bytes && self.n == 1 { padded / Q4_COLUMNS } else { 0 });
-        grow(&mut self.offsets, if offsets { padded / Q4_COLUMNS } else { 0 });
-        grow(&mut self.fine_bytes, if fine_bytes { padded } else { 0 });
-        grow(&mut self.fine_scales, if fine_bytes { padded / Q8_COLUMNS } else { 0 });
-        grow(&mut self.fine_offsets, if fine_bytes { padded / Q8_COLUMNS } else { 0 });
+        self.floats.grow(if floats { self.n * self.cols } else { 0 });
+        self.halves.grow(if halves { pairs } else { 0 });
+        self.words.grow(if words { padded } else { 0 });
+        self.word_scales.grow(if words { scales } else { 0 });
+        self.bytes.grow(if bytes { padded } else { 0 });
+        self.byte_scales.grow(if bytes { scales } else { 0 });
+        self.sums.grow(if bytes && self.n == 1 { padded / Q4_COLUMNS } else { 0 });
+        self.offsets.grow(if offsets { padded / Q4_COLUMNS } else { 0 });
+        self.fine_bytes.grow(if fine_bytes { padded } else { 0 });
+        self.fine_scales.grow(if fine_bytes { padded / Q8_COLUMNS } else { 0 });
+        self.fine_offsets.grow(if fine_bytes { padded / Q8_COLUMNS } else { 0 });
     }
 }
 
@@ -273,13 +278,6 @@ impl Input {
 fn two<T>(all: &[T], first: usize, steps: usize) -> [&[T]; 2] {
     let (a, b) = all[first..first + 2 * steps].split_at(steps);
     [a, b]
-}
-
-/// Makes a vector at least `len` long. It never shrinks, so in the end nothing is allocated any more.
-fn grow<T: Clone + Default>(vec: &mut Vec<T>, len: usize) {
-    if vec.len() < len {
-        vec.resize(len, T::default());
-    }
 }
 
 /// How many tokens a tile holds.

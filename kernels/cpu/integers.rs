@@ -18,6 +18,7 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
+use super::ahead;
 use super::input::{Input, SPAN, by_tokens};
 use super::linear::Totals;
 use super::quantized::{CODES, Q4_COLUMNS, Q8_COLUMNS, RAISED_CODES, q4_span, q8_span};
@@ -147,7 +148,7 @@ fn q8_single<const P: usize>(
         let mut sums = [[_mm256_setzero_ps(); 2]; P];
         for (i, x) in x.iter().enumerate() {
             for p in 0..P {
-                q8_single_group(&w[p][i], x, &mut sums[p]);
+                q8_single_group(&w[p][i], x, input.ahead, &mut sums[p]);
             }
         }
         let scale = input.word_scales[span];
@@ -161,13 +162,21 @@ fn q8_single<const P: usize>(
 /// Adds the products of 64 columns.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn q8_single_group(group: &[u8; Q8_GROUP], x: &[i16; COLUMNS], sums: &mut [__m256; 2]) {
+fn q8_single_group(
+    group: &[u8; Q8_GROUP],
+    x: &[i16; COLUMNS],
+    ahead: bool,
+    sums: &mut [__m256; 2],
+) {
     let (x, _) = x.as_chunks::<Q8_COLUMNS>();
     for half in 0..2 {
         let mut products = [_mm256_setzero_si256(); 2];
         for (step, x) in x[half].as_chunks::<4>().0.iter().enumerate() {
             let at = 4 * PANEL + half * Q8_COLUMNS * PANEL + step * 4 * PANEL;
             let x = [spread(&[x[0], x[1]]), spread(&[x[2], x[3]])];
+            if ahead {
+                ahead::ask(&group[at]);
+            }
             for (i, products) in products.iter_mut().enumerate() {
                 let w = q8_pairs(load(group, at + 32 * i));
                 let two =
@@ -308,7 +317,9 @@ fn q4_single<const P: usize>(
         let mut offsets = sums;
         for (i, x) in x.iter().enumerate() {
             for p in 0..P {
-                q4_single_group(&w[p][i], x, &x_sums[i], table, &mut sums[p], &mut offsets[p]);
+                let ahead = input.ahead;
+                let (sums, offsets) = (&mut sums[p], &mut offsets[p]);
+                q4_single_group(&w[p][i], x, &x_sums[i], table, ahead, sums, offsets);
             }
         }
         for (p, totals) in totals.iter_mut().enumerate() {
@@ -329,6 +340,7 @@ fn q4_single_group(
     x: &[u8; COLUMNS],
     x_sums: &[i16; 4],
     table: __m256i,
+    ahead: bool,
     sums: &mut [__m256i; 2],
     offsets: &mut [__m256i; 2],
 ) {
@@ -340,6 +352,9 @@ fn q4_single_group(
             offsets[i] = _mm256_add_epi32(offsets[i], _mm256_madd_epi16(both, x_sums));
             for (j, scale) in [0, 0, 1, 1].into_iter().enumerate() {
                 let at = 4 * PANEL + half * 16 * PANEL + j * 4 * PANEL + 32 * i;
+                if ahead && i == 0 {
+                    ahead::ask(&group[at]);
+                }
                 let codes = q4_codes(load(group, at), table);
                 let step = 8 * half + 2 * j;
                 let products = _mm256_add_epi16(

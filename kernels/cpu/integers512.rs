@@ -20,6 +20,7 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
+use super::ahead;
 use super::avx512::Avx512;
 use super::input::{Input, by_tokens};
 use super::linear::Totals;
@@ -133,6 +134,7 @@ struct Q8Input<'a> {
     scales: &'a [f32],
     /// `[32 columns][token]`
     offsets: &'a [i32],
+    ahead: bool,
 }
 
 impl<'a> Q8Input<'a> {
@@ -145,6 +147,7 @@ impl<'a> Q8Input<'a> {
             bytes: &input.fine_bytes[start..start + len],
             scales: &input.fine_scales[groups.clone()],
             offsets: &input.fine_offsets[groups],
+            ahead: input.ahead,
         }
     }
 }
@@ -190,7 +193,7 @@ fn q8_dot<const P: usize, const T: usize>(
     let scales = scales.zip(x.offsets.as_chunks::<T>().0);
     let mut sums = [[_mm512_setzero_ps(); T]; P];
     for (i, (bytes, (scales, offsets))) in bytes.iter().zip(scales).enumerate() {
-        q8_add(groups(w, i / 2), i % 2, bytes, scales, offsets, &mut sums);
+        q8_add(groups(w, i / 2), i % 2, bytes, scales, offsets, x.ahead, &mut sums);
     }
     sums
 }
@@ -204,6 +207,7 @@ fn q8_add<const P: usize, const T: usize>(
     x: &[[[u8; 4]; T]; Q8_COLUMNS / 4],
     x_scales: &[f32; T],
     offsets: &[i32; T],
+    ahead: bool,
     sums: &mut [[__m512; T]; P],
 ) {
     let raised = _mm512_set1_epi8(Q8_RAISED as i8);
@@ -214,11 +218,17 @@ fn q8_add<const P: usize, const T: usize>(
         }
         for (step, x) in x.iter().enumerate() {
             let at = 4 * PANEL + half * Q8_COLUMNS * PANEL + step * 4 * PANEL;
+            if ahead {
+                ahead::ask(&groups[p][at]);
+            }
             // Adds 128.
             let w = _mm512_xor_si512(load(groups[p], at), raised);
             for (products, x) in products.iter_mut().zip(x) {
                 *products = add_products(*products, w, *x);
             }
+        }
+        if ahead {
+            ahead::ask(&groups[p][half * 2 * PANEL]);
         }
         let scales = load_f16(groups[p], half * 2 * PANEL);
         for ((sum, products), x_scale) in sums[p].iter_mut().zip(products).zip(x_scales) {
@@ -245,7 +255,7 @@ unsafe fn q4_single<const P: usize, const VBMI: bool>(
         let offsets = &input.offsets[start / Q4_COLUMNS..][..columns / Q4_COLUMNS];
         let x = &input.bytes[start..start + columns];
         // SAFETY: as for this function.
-        let sums = unsafe { q4_dot::<P, 1, VBMI>(w, x, offsets) };
+        let sums = unsafe { q4_dot::<P, 1, VBMI>(w, x, offsets, input.ahead) };
         for (sums, totals) in sums.into_iter().zip(&mut totals) {
             add_scaled(sums, &input.byte_scales[span..], totals);
         }
@@ -265,7 +275,7 @@ fn q4_tiles(panel: &[u8], input: &Input, tiles: Range<usize>, totals: &mut Total
             let totals = &mut totals[(tile - tiles.start) * TOKENS..];
             by_tokens!(tokens up to TOKENS, T => {
                 // SAFETY: without VBMI.
-                let [sums] = unsafe { q4_dot::<1, T, false>([w], x, offsets) };
+                let [sums] = unsafe { q4_dot::<1, T, false>([w], x, offsets, false) };
                 add_scaled(sums, scales, totals);
             });
         }
@@ -282,6 +292,7 @@ unsafe fn q4_dot<const P: usize, const T: usize, const VBMI: bool>(
     w: [&[[u8; Q4_GROUP]]; P],
     x: &[u8],
     offsets: &[i32],
+    ahead: bool,
 ) -> [[__m512; T]; P] {
     let (x, _) = x.as_chunks::<4>().0.as_chunks::<T>();
     let (x, _) = x.as_chunks::<{ COLUMNS / 4 }>();
@@ -290,7 +301,7 @@ unsafe fn q4_dot<const P: usize, const T: usize, const VBMI: bool>(
     let mut sums = [[_mm512_setzero_si512(); T]; P];
     for (i, (x, offsets)) in x.iter().zip(offsets).enumerate() {
         // SAFETY: as for this function.
-        unsafe { q4_add::<P, T, VBMI>(groups(w, i), table, x, offsets, &mut sums) };
+        unsafe { q4_add::<P, T, VBMI>(groups(w, i), table, x, offsets, ahead, &mut sums) };
     }
     let mut floats = [[_mm512_setzero_ps(); T]; P];
     for (floats, sums) in floats.as_flattened_mut().iter_mut().zip(sums.as_flattened()) {
@@ -310,6 +321,7 @@ unsafe fn q4_add<const P: usize, const T: usize, const VBMI: bool>(
     table: __m512i,
     x: &[[[u8; 4]; T]; COLUMNS / 4],
     offsets: &[[i32; T]; COLUMNS / Q4_COLUMNS],
+    ahead: bool,
     sums: &mut [[__m512i; T]; P],
 ) {
     for (i, (x, offsets)) in x.as_chunks::<4>().0.iter().zip(offsets).enumerate() {
@@ -319,7 +331,11 @@ unsafe fn q4_add<const P: usize, const T: usize, const VBMI: bool>(
                 *products = _mm512_set1_epi32(*offset);
             }
             for (j, x) in x.as_chunks::<2>().0.iter().enumerate() {
-                let bytes = load(groups[p], 4 * PANEL + (2 * i + j) * 4 * PANEL);
+                let at = 4 * PANEL + (2 * i + j) * 4 * PANEL;
+                if ahead {
+                    ahead::ask(&groups[p][at]);
+                }
+                let bytes = load(groups[p], at);
                 // SAFETY: as for this function.
                 let codes = unsafe { q4_codes::<VBMI>(bytes, table) };
                 for (codes, x) in codes.into_iter().zip(x) {
@@ -327,6 +343,9 @@ unsafe fn q4_add<const P: usize, const T: usize, const VBMI: bool>(
                         *products = add_products(*products, codes, *x);
                     }
                 }
+            }
+            if ahead && i == 0 {
+                ahead::ask(&groups[p][0]);
             }
             let scales = q4_scales(groups[p], i);
             for (sum, products) in sums[p].iter_mut().zip(products) {

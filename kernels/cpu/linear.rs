@@ -16,6 +16,7 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
+use super::ahead;
 use super::elementwise::{Activation, activate_slice};
 use super::floats::{Bf16, F16, F32, FloatSingle, FloatTiles, Floats, WidePanel, Widen};
 use super::input::{Input, MOST_TOKENS};
@@ -24,6 +25,7 @@ use super::shared::SharedMut;
 #[cfg(target_arch = "x86_64")]
 use super::{amx::Tiles, bfloats512, integers, integers512, linear_amx};
 use crate::isa::Level;
+use crate::memory::Aligned;
 use crate::packed::{Format, PANEL, Packed, Panels};
 use crate::{Isa, Pool};
 
@@ -147,9 +149,11 @@ fn by_panels(pool: &Pool, panels: usize, n: usize, f: &(dyn Fn(Range<usize>) + S
 /// Measured, in GB/s of two cores: Zen 3 reads 30 in one stream each, 37 in two and 38 in four. Zen 4, at times when 64 could
 /// be had, reached with AVX-512 in one, two and four streams 45, – and 60 in bf16, 43, 54 and 51 in q8, 51, 45 and 42 in q4;
 /// at times when 36 could be had, 34, 33 and 33 in q4, and with AVX2 33, 33 and 31. So the more is to be done for each byte, the
-/// fewer streams.
+/// fewer streams. Where weights are asked for beforehand ([`super::ahead`]), two are enough for every format: of 31 GB/s, one, two
+/// and four streams reached 25, 29 and 29 in q4, 26, 29 and 29 in q8 and 20, 30 and 30 in bf16 (a Xeon with AMX).
 fn streams(isa: Isa, format: Format) -> usize {
     match format {
+        _ if ahead::pays() => 2,
         Format::Q4 if isa.has_vnni() => 1,
         Format::Q4 => 2,
         Format::Q8 if isa.has_vnni() => 2,
@@ -265,10 +269,10 @@ impl<'a> Job<'a> {
     /// Computes the outputs of `P` panels, for all tokens in blocks of `N`.
     fn panels<const N: usize, const P: usize>(&self, part: &Part<'_>, panels: [usize; P]) {
         for block in blocks(part.input) {
-            let mut sums = [[[0.0; PANEL]; N]; P];
+            let mut sums = Aligned([[[0.0; PANEL]; N]; P]);
             let weights = panels.map(|panel| (self.w, panel));
-            totals(part, weights, &block, sums.each_mut().map(|sums| &mut sums[..]));
-            for (panel, sums) in panels.into_iter().zip(&sums) {
+            totals(part, weights, &block, sums.0.each_mut().map(|sums| &mut sums[..]));
+            for (panel, sums) in panels.into_iter().zip(&sums.0) {
                 self.finish(panel, tokens(part.input, &block), sums);
             }
         }
@@ -349,10 +353,11 @@ impl GatedJob<'_> {
     /// Computes the outputs of a panel, for all tokens in blocks of `N`.
     fn panel<const N: usize>(&self, part: &Part<'_>, panel: usize) {
         for block in blocks(part.input) {
-            let (mut gates, mut ups) = ([[0.0; PANEL]; N], [[0.0; PANEL]; N]);
+            let mut sums = Aligned([[[0.0; PANEL]; N]; 2]);
+            let [gates, ups] = &mut sums.0;
             let weights = [(self.gate, panel), (self.up, panel)];
-            totals(part, weights, &block, [&mut gates, &mut ups]);
-            self.finish(part.isa, panel, tokens(part.input, &block), &mut gates, &ups);
+            totals(part, weights, &block, [gates, ups]);
+            self.finish(part.isa, panel, tokens(part.input, &block), gates, ups);
         }
     }
 

@@ -15,10 +15,13 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
+use super::amx::{
+    HALVES, LINE, SIDE, Sums, Tiles, Weights, add_bf16, multiply_bytes, multiply_steps,
+};
 use super::input::{Input, SPAN, TILED_TOKENS};
 use super::linear::Totals;
-use super::quantized::{Q4_COLUMNS, Q8_COLUMNS, RAISED_CODES, Q4_RAISED, q4_span, q8_span};
-use super::amx::{HALVES, LINE, SIDE, Sums, Tiles, Weights, add_bf16, multiply_bytes, multiply_steps};
+use super::quantized::{Q4_COLUMNS, Q4_RAISED, Q8_COLUMNS, RAISED_CODES, q4_span, q8_span};
+use crate::memory::Aligned;
 use crate::packed::{COLUMNS, PANEL, Q4_GROUP, Q8_GROUP};
 
 const ZERO: Weights = Weights([[0; LINE]; SIDE]);
@@ -31,11 +34,11 @@ pub(crate) fn bf16<const P: usize>(
     tokens: &Range<usize>,
     mut totals: [&mut Totals; P],
 ) {
-    let mut nobody = [[0.0; PANEL]; TILED_TOKENS];
+    let mut nobody = Aligned([[0.0; PANEL]; TILED_TOKENS]);
     for (panels, totals) in panels.chunks(2).zip(totals.chunks_mut(2)) {
         match totals {
             [first, second] => bf16_panels(tiles, panels, input, tokens, [first, second]),
-            [first, ..] => bf16_panels(tiles, panels, input, tokens, [first, &mut nobody]),
+            [first, ..] => bf16_panels(tiles, panels, input, tokens, [first, &mut nobody.0]),
             [] => (),
         }
     }
@@ -122,17 +125,19 @@ fn q4_panel(
     totals: &mut Totals,
 ) {
     let mut w = [[ZERO; 2]; SPAN / COLUMNS];
-    let mut sums = [[[[0; SIDE]; SIDE]; 2]; 2];
+    let mut sums = Aligned([[[[0; SIDE]; SIDE]; 2]; 2]);
     for span in 0..input.spans() {
         let groups = q4_span(panel, span);
         // SAFETY: where there are such tiles, there is AVX-512.
         unsafe { widen_q4(groups, &mut w) };
         for at in tokens.clone().step_by(TILED_TOKENS) {
             let x = input.tiles_of_bytes(&input.bytes, span, at);
-            multiply_bytes(tiles, x, &w[..groups.len()], &mut sums);
+            multiply_bytes(tiles, x, &w[..groups.len()], &mut sums.0);
             let scales = &input.byte_scales[span * input.padded() + at..][..TILED_TOKENS];
             // SAFETY: as above.
-            unsafe { add_scaled(&sums, scales, &mut totals[at - tokens.start..][..TILED_TOKENS]) };
+            unsafe {
+                add_scaled(&sums.0, scales, &mut totals[at - tokens.start..][..TILED_TOKENS])
+            };
         }
     }
 }
@@ -234,7 +239,7 @@ fn q8_panel(
     totals: &mut Totals,
 ) {
     let mut w = [[ZERO; 2]; SPAN / COLUMNS];
-    let mut sums = [[[[0; SIDE]; SIDE]; 2]; SPAN / COLUMNS];
+    let mut sums = Aligned([[[[0; SIDE]; SIDE]; 2]; SPAN / COLUMNS]);
     for span in 0..input.spans() {
         let groups = q8_span(panel, span);
         for (group, w) in groups.iter().zip(&mut w) {
@@ -246,13 +251,13 @@ fn q8_panel(
         for at in tokens.clone().step_by(TILED_TOKENS) {
             let x = input.tiles_of_bytes(&input.fine_bytes, span, at);
             for (x, at) in x.into_iter().zip([at, at + SIDE]) {
-                multiply_steps(tiles, x, &w[..groups.len()], &mut sums);
+                multiply_steps(tiles, x, &w[..groups.len()], &mut sums.0);
                 let first = span * SPAN / Q8_COLUMNS;
                 let scales = &input.fine_scales[first * input.padded() + at..];
                 let totals = &mut totals[at - tokens.start..];
                 let totals = totals.first_chunk_mut().expect("room for whole tiles");
                 // SAFETY: where there are such tiles, there is AVX-512.
-                unsafe { add_groups(groups, &sums, scales, input.padded(), totals) };
+                unsafe { add_groups(groups, &sums.0, scales, input.padded(), totals) };
             }
         }
     }

@@ -1,5 +1,6 @@
 //! The kernels for CPUs.
 
+pub(crate) mod ahead;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod amx;
 pub mod attention;

@@ -1,0 +1,52 @@
+//! Asking for weights before a single token reads them.
+//!
+//! Intel's cores look ahead in a stream no further than the end of a page of 4 KiB. With weights that are asked for one KiB
+//! before they are read, two cores of a Xeon with AMX read q4 at 27 GB/s instead of 21 to 25, q8 at 28 instead of 25, bf16 at 28
+//! instead of 24, where 30 can be had. Half or twice that distance is nearly as good, eight times is worse than nothing. On Zen 3
+//! and 4 it made things worse wherever it was tried, so there it is left to the core.
+
+use std::sync::OnceLock;
+
+/// How far ahead, in bytes.
+const DISTANCE: usize = 1024;
+
+/// Bytes that come together.
+const LINE: usize = 64;
+
+/// Whether weights should be asked for on this CPU.
+pub(crate) fn pays() -> bool {
+    static PAYS: OnceLock<bool> = OnceLock::new();
+    *PAYS.get_or_init(is_intel)
+}
+
+#[cfg(target_arch = "x86_64")]
+fn is_intel() -> bool {
+    let vendor = std::arch::x86_64::__cpuid(0);
+    let name = [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes);
+    name.as_flattened() == b"GenuineIntel"
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn is_intel() -> bool {
+    false
+}
+
+/// Asks for as much as `now` holds, from [`DISTANCE`] behind its start on.
+#[inline(always)]
+pub(crate) fn ask<T>(now: &T) {
+    for line in 0..size_of::<T>().div_ceil(LINE) {
+        prefetch(std::ptr::from_ref(now).cast(), DISTANCE + line * LINE);
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn prefetch(start: *const i8, at: usize) {
+    use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+    // SAFETY: a prefetch of any address is allowed.
+    unsafe { _mm_prefetch::<_MM_HINT_T0>(start.wrapping_add(at)) };
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+#[inline(always)]
+fn prefetch(_start: *const i8, _at: usize) {}
