@@ -131,6 +131,13 @@ pub(crate) struct Lines<T> {
     numbers: PhantomData<T>,
 }
 
+impl<T> Lines<T> {
+    /// None yet.
+    pub(crate) const fn new() -> Self {
+        Self { lines: Vec::new(), numbers: PhantomData }
+    }
+}
+
 impl<T: Plain> Lines<T> {
     /// Makes it at least `len` long, with zeros. It never shrinks, so in the end nothing is allocated any more.
     pub(crate) fn grow(&mut self, len: usize) {
@@ -143,7 +150,7 @@ impl<T: Plain> Lines<T> {
 
 impl<T> Default for Lines<T> {
     fn default() -> Self {
-        Self { lines: Vec::new(), numbers: PhantomData }
+        Self::new()
     }
 }
 

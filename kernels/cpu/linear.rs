@@ -13,6 +13,7 @@
 //! ahead in each stream only so far. So the run of panels is cut into equal pieces, which are read side by side, as many as
 //! `streams` says; asking for the data beforehand with prefetch instructions made it worse wherever it was tried.
 
+use std::cell::RefCell;
 use std::marker::PhantomData;
 use std::ops::Range;
 
@@ -20,12 +21,18 @@ use super::ahead;
 use super::elementwise::{Activation, activate_slice};
 use super::floats::{Bf16, F16, F32, FloatSingle, FloatTiles, Floats, WidePanel, Widen};
 use super::input::{Input, MOST_TOKENS};
+#[cfg(target_arch = "x86_64")]
+use super::input::{SPAN, TILED_TOKENS};
 use super::quantized::{Q4, Q8, scale_rows};
 use super::shared::SharedMut;
 #[cfg(target_arch = "x86_64")]
-use super::{amx::Tiles, bfloats512, integers, integers512, linear_amx};
+use super::{
+    amx::Tiles,
+    bfloats512, integers, integers512, linear_amx,
+    linear_amx::{Scratch, Unit},
+};
 use crate::isa::Level;
-use crate::memory::Aligned;
+use crate::memory::{Aligned, Lines};
 use crate::packed::{Format, PANEL, Packed, Panels};
 use crate::{Isa, Pool};
 
@@ -34,6 +41,13 @@ const BLOCK: usize = 256;
 
 /// The most panels that a single token reads side by side.
 const STREAMS: usize = 4;
+
+/// Panels that are summed at a time with AMX: their sums for a block of tokens are half a MiB.
+const GROUP: usize = 32;
+
+/// Bytes of activations that are multiplied with one panel after the other with AMX: they stay in the second-level cache.
+#[cfg(target_arch = "x86_64")]
+const ACTIVATIONS: usize = 512 << 10;
 
 /// Panels of gate and up that a single token works through in turn, where it reads one stream.
 const TURN: usize = 8;
@@ -206,6 +220,123 @@ impl<'a> Part<'a> {
     }
 }
 
+thread_local! {
+    /// What [`Part::in_tiles`] computes in: the sums of a group of panels, and what the kernels need.
+    #[cfg(target_arch = "x86_64")]
+    static SCRATCH: RefCell<(Lines<f32>, Scratch)> =
+        const { RefCell::new((Lines::new(), Scratch::new())) };
+}
+
+/// The totals of some panels for some tokens, to write the outputs from.
+type Finish<'a> = dyn Fn(Range<usize>, &mut [&mut Totals]) + 'a;
+
+impl Part<'_> {
+    /// Computes the totals of `count` panels with AMX, at most [`GROUP`], in blocks of tokens. `weights` tells the panels.
+    #[cfg(target_arch = "x86_64")]
+    fn in_tiles<'w>(
+        &self,
+        count: usize,
+        weights: &dyn Fn(usize) -> (Weights<'w>, usize),
+        finish: &Finish<'_>,
+    ) {
+        let Some(tiles) = &self.tiles else { return };
+        SCRATCH.with_borrow_mut(|(sums, scratch)| {
+            for block in blocks(self.input) {
+                let tokens = tokens(self.input, &block);
+                let len = tokens.len().next_multiple_of(TILED_TOKENS) * PANEL;
+                sums.grow(count * len);
+                let sums = &mut sums[..count * len];
+                sums.fill(0.0);
+                let mut sums = sums.chunks_exact_mut(len).map(|sums| sums.as_chunks_mut().0);
+                let mut totals: [&mut Totals; GROUP] =
+                    std::array::from_fn(|_| sums.next().unwrap_or_default());
+                let totals = &mut totals[..count];
+                self.sum_tiles(tiles, scratch, &block, weights, totals);
+                for (i, totals) in totals.iter_mut().enumerate() {
+                    let (w, panel) = weights(i);
+                    if w.format == Format::Q4 {
+                        scale_rows(w.panels.get(panel), &mut totals[..tokens.len()]);
+                    }
+                }
+                finish(tokens, totals);
+            }
+        });
+    }
+
+    /// For each panel the sums for the tokens of a block. As many columns at a time as leave room in the cache for the activations:
+    /// these are read again for each panel.
+    #[cfg(target_arch = "x86_64")]
+    fn sum_tiles<'w>(
+        &self,
+        tiles: &Tiles,
+        scratch: &mut Scratch,
+        block: &Range<usize>,
+        weights: &dyn Fn(usize) -> (Weights<'w>, usize),
+        totals: &mut [&mut Totals],
+    ) {
+        let input = self.input;
+        let (count, tokens) = (totals.len(), tokens(input, block));
+        let halves = (0..count).any(|i| weights(i).0.format == Format::Bf16);
+        let span_len = tokens.len() * SPAN * if halves { 2 } else { 1 };
+        let spans = (ACTIVATIONS / span_len).max(1);
+        // Panels that are multiplied together.
+        let together = |i: usize| {
+            let bf16 = |i: usize| i < count && weights(i).0.format == Format::Bf16;
+            if bf16(i) && bf16(i + 1) { 2 } else { 1 }
+        };
+        let firsts = || {
+            std::iter::successors(Some(0), |i| Some(i + together(*i))).take_while(|i| *i < count)
+        };
+        let units = || {
+            (0..input.spans()).step_by(spans).flat_map(|start| {
+                let spans = start..input.spans().min(start + spans);
+                firsts().flat_map(move |i| spans.clone().map(move |span| (i, span)))
+            })
+        };
+        let bytes = |(i, span): (usize, usize)| {
+            let bytes = |i: usize| {
+                let (w, panel) = weights(i);
+                linear_amx::span_bytes(w.format, w.panels.get(panel), input, span)
+            };
+            [bytes(i), if together(i) == 2 { bytes(i + 1) } else { &[] }]
+        };
+        let nexts = units().skip(1).map(Some).chain([None]);
+        for (unit, next) in units().zip(nexts) {
+            let ((i, span), next) = (unit, next.map_or([&[][..]; 2], bytes));
+            let unit = Unit { weights: bytes(unit), span, tokens: tokens.clone(), next };
+            let (w, panel) = weights(i);
+            let [first, rest @ ..] = &mut totals[i..] else { continue };
+            match w.format {
+                Format::F32 | Format::F16 if span > 0 => (),
+                Format::F32 | Format::F16 => {
+                    products(self, w.format, [w.panels.get(panel)], block, [first]);
+                }
+                Format::Bf16 => {
+                    let second = rest.first_mut().map_or(&mut [][..], |second| second);
+                    linear_amx::bf16(tiles, scratch, &unit, input, [first, second]);
+                }
+                Format::Q8 => linear_amx::q8(tiles, scratch, &unit, input, first),
+                Format::Q4 => linear_amx::q4(tiles, scratch, &unit, input, first),
+            }
+        }
+    }
+
+    #[cfg(not(target_arch = "x86_64"))]
+    fn in_tiles<'w>(
+        &self,
+        _count: usize,
+        _weights: &dyn Fn(usize) -> (Weights<'w>, usize),
+        _finish: &Finish<'_>,
+    ) {
+        unreachable!("there are such tiles on x86-64 alone")
+    }
+}
+
+/// Ranges of at most `len` panels.
+fn groups(panels: Range<usize>, len: usize) -> impl Iterator<Item = Range<usize>> {
+    panels.clone().step_by(len).map(move |start| start..panels.end.min(start + len))
+}
+
 /// The weights of a layer.
 #[derive(Clone, Copy)]
 struct Weights<'a> {
@@ -251,8 +382,14 @@ impl<'a> Job<'a> {
             },
             // Clearing the sums of a whole block would cost more than a few tokens' product with a panel.
             2..=MOST_TOKENS => self.in_streams::<MOST_TOKENS, 1>(part, panels),
-            // Two panels share what is read of the activations.
-            _ if part.input.tiled() => self.in_streams::<BLOCK, 2>(part, panels),
+            _ if part.input.tiled() => {
+                for panels in groups(panels, GROUP) {
+                    let weights = |i: usize| (self.w, panels.start + i);
+                    part.in_tiles(panels.len(), &weights, &|tokens, totals| {
+                        self.finish(panels.start, tokens, totals);
+                    });
+                }
+            }
             _ => self.in_streams::<BLOCK, 1>(part, panels),
         }
     }
@@ -272,22 +409,25 @@ impl<'a> Job<'a> {
             let mut sums = Aligned([[[0.0; PANEL]; N]; P]);
             let weights = panels.map(|panel| (self.w, panel));
             totals(part, weights, &block, sums.0.each_mut().map(|sums| &mut sums[..]));
-            for (panel, sums) in panels.into_iter().zip(&sums.0) {
-                self.finish(panel, tokens(part.input, &block), sums);
+            for (panel, sums) in panels.into_iter().zip(&mut sums.0) {
+                self.finish(panel, tokens(part.input, &block), &[&mut sums[..]]);
             }
         }
     }
 
-    /// Writes the outputs of a panel.
-    fn finish(&self, panel: usize, tokens: Range<usize>, totals: &Totals) {
+    /// Writes the outputs of panels from `panel` on.
+    fn finish(&self, panel: usize, tokens: Range<usize>, totals: &[&mut Totals]) {
         let row = panel * PANEL;
-        let rows = PANEL.min(self.rows - row);
-        for (token, totals) in tokens.zip(totals) {
+        let rows = (totals.len() * PANEL).min(self.rows - row);
+        for (i, token) in tokens.enumerate() {
             // SAFETY: each token's rows of a panel belong to one part.
             let out = unsafe { self.out.slice(token * self.rows + row, rows) };
-            for (i, (out, total)) in out.iter_mut().zip(totals).enumerate() {
-                let total = total + self.bias.map_or(0.0, |bias| bias[row + i]);
-                *out = if self.add { *out + total } else { total };
+            for (p, (out, totals)) in out.chunks_mut(PANEL).zip(totals).enumerate() {
+                let bias = self.bias.map(|bias| &bias[row + p * PANEL..]);
+                for (i, (out, total)) in out.iter_mut().zip(totals[i]).enumerate() {
+                    let total = total + bias.map_or(0.0, |bias| bias[i]);
+                    *out = if self.add { *out + total } else { total };
+                }
             }
         }
     }
@@ -321,6 +461,17 @@ impl GatedJob<'_> {
                 ),
             },
             2..=MOST_TOKENS => panels.for_each(|panel| self.panel::<MOST_TOKENS>(part, panel)),
+            _ if part.input.tiled() => {
+                for panels in groups(panels, GROUP / 2) {
+                    let weights = |i: usize| ([self.gate, self.up][i % 2], panels.start + i / 2);
+                    part.in_tiles(2 * panels.len(), &weights, &|tokens, totals| {
+                        for (panel, both) in panels.clone().zip(totals.as_chunks_mut::<2>().0) {
+                            let [gates, ups] = both;
+                            self.finish(part.isa, panel, tokens.clone(), gates, ups);
+                        }
+                    });
+                }
+            }
             _ => panels.for_each(|panel| self.panel::<BLOCK>(part, panel)),
         }
     }
@@ -390,8 +541,7 @@ fn totals<const P: usize>(
     totals: [&mut Totals; P],
 ) {
     let format = weights[0].0.format;
-    let together = part.input.n == 1 || part.input.tiled();
-    if together && weights.iter().all(|(w, _)| w.format == format) {
+    if part.input.n == 1 && weights.iter().all(|(w, _)| w.format == format) {
         let bytes = weights.map(|(w, panel)| w.panels.get(panel));
         return panels(part, format, bytes, tiles, totals);
     }
@@ -428,16 +578,6 @@ fn products<const P: usize>(
     totals: [&mut Totals; P],
 ) {
     let Part { isa, input, .. } = *part;
-    #[cfg(target_arch = "x86_64")]
-    if let Some(amx) = &part.tiles {
-        let tokens = tokens(input, tiles);
-        match format {
-            Format::F32 | Format::F16 => (),
-            Format::Bf16 => return linear_amx::bf16(amx, panels, input, &tokens, totals),
-            Format::Q8 => return linear_amx::q8(amx, panels, input, &tokens, totals),
-            Format::Q4 => return linear_amx::q4(amx, panels, input, &tokens, totals),
-        }
-    }
     match format {
         Format::F32 => floats::<F32, P>(isa, panels, input, tiles, totals),
         Format::F16 => floats::<F16, P>(isa, panels, input, tiles, totals),

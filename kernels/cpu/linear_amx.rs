@@ -22,52 +22,97 @@ use super::input::{Input, SPAN, TILED_TOKENS};
 use super::linear::Totals;
 use super::quantized::{Q4_COLUMNS, Q4_RAISED, Q8_COLUMNS, RAISED_CODES, q4_span, q8_span};
 use crate::memory::Aligned;
-use crate::packed::{COLUMNS, PANEL, Q4_GROUP, Q8_GROUP};
+use crate::packed::{COLUMNS, Format, PANEL, Q4_GROUP, Q8_GROUP};
 
-const ZERO: Weights = Weights([[0; LINE]; SIDE]);
+/// What a thread needs for itself.
+pub(crate) struct Scratch {
+    bf16: [[Weights; 2]; SPAN / HALVES],
+    q4: [[Weights; 2]; SPAN / COLUMNS],
+    /// In the first ones the second half, in the second ones the first half stays zero.
+    q8: [[Weights; 2]; SPAN / COLUMNS],
+    products: Aligned<[[Sums<i32>; 2]; SPAN / COLUMNS]>,
+    /// Where what nobody wants is added.
+    nobody: Aligned<[Sums<f32>; 2]>,
+}
 
-/// The dot products of bf16 panels with some tokens, added to `totals`: two panels at a time.
-pub(crate) fn bf16<const P: usize>(
-    tiles: &Tiles,
-    panels: [&[u8]; P],
-    input: &Input,
-    tokens: &Range<usize>,
-    mut totals: [&mut Totals; P],
-) {
-    let mut nobody = Aligned([[0.0; PANEL]; TILED_TOKENS]);
-    for (panels, totals) in panels.chunks(2).zip(totals.chunks_mut(2)) {
-        match totals {
-            [first, second] => bf16_panels(tiles, panels, input, tokens, [first, second]),
-            [first, ..] => bf16_panels(tiles, panels, input, tokens, [first, &mut nobody.0]),
-            [] => (),
+impl Scratch {
+    pub(crate) const fn new() -> Self {
+        const ZERO: [Weights; 2] = [Weights([[0; LINE]; SIDE]); 2];
+        Self {
+            bf16: [ZERO; SPAN / HALVES],
+            q4: [ZERO; SPAN / COLUMNS],
+            q8: [ZERO; SPAN / COLUMNS],
+            products: Aligned([[[[0; SIDE]; SIDE]; 2]; SPAN / COLUMNS]),
+            nobody: Aligned([[[0.0; SIDE]; SIDE]; 2]),
         }
     }
 }
 
-/// For one or two panels. Without a second one, the second totals hold nothing of value.
-fn bf16_panels(
-    tiles: &Tiles,
-    panels: &[&[u8]],
+/// A span of some panels, and the tokens that meet it.
+pub(crate) struct Unit<'a> {
+    /// The packed weights of one or two panels, see [`span_bytes`]; those of a second one may be empty.
+    pub(crate) weights: [&'a [u8]; 2],
+    pub(crate) span: usize,
+    pub(crate) tokens: Range<usize>,
+    /// What is read next.
+    pub(crate) next: [&'a [u8]; 2],
+}
+
+/// The bytes of a span of a panel; none where there is no such kernel.
+pub(crate) fn span_bytes<'a>(
+    format: Format,
+    panel: &'a [u8],
     input: &Input,
-    tokens: &Range<usize>,
-    totals: [&mut Totals; 2],
+    span: usize,
+) -> &'a [u8] {
+    match format {
+        Format::F32 | Format::F16 => &[],
+        Format::Bf16 => panel.as_chunks::<{ 2 * PANEL }>().0[span * SPAN..][..input.columns(span)]
+            .as_flattened(),
+        Format::Q8 => q8_span(panel, span).as_flattened(),
+        Format::Q4 => q4_span(panel, span).as_flattened(),
+    }
+}
+
+impl Unit<'_> {
+    /// The pairs of tiles: their first tokens, and the places of these among the totals. What is read next is asked for
+    /// meanwhile.
+    fn pairs(&self) -> impl Iterator<Item = (usize, usize)> {
+        let start = self.tokens.start;
+        let count = self.tokens.len().div_ceil(TILED_TOKENS);
+        let share = self.next.map(|next| next.len().div_ceil(count));
+        (0..count).map(move |i| {
+            for (next, share) in self.next.iter().zip(share) {
+                for at in (i * share..next.len().min((i + 1) * share)).step_by(LINE) {
+                    // SAFETY: a prefetch of any address is allowed.
+                    unsafe { _mm_prefetch::<_MM_HINT_T0>(next.as_ptr().wrapping_add(at).cast()) };
+                }
+            }
+            (start + i * TILED_TOKENS, i * TILED_TOKENS)
+        })
+    }
+}
+
+/// Adds the products of a unit in bf16 to the totals of its panels.
+pub(crate) fn bf16(
+    tiles: &Tiles,
+    scratch: &mut Scratch,
+    unit: &Unit<'_>,
+    input: &Input,
+    [first, second]: [&mut Totals; 2],
 ) {
-    let mut w = [[ZERO; 2]; SPAN / HALVES];
-    let [first, second] = totals;
-    for span in 0..input.spans() {
-        let columns = input.columns(span);
-        let w = &mut w[..columns.div_ceil(HALVES)];
-        for (p, panel) in panels.iter().enumerate() {
-            let columns = &panel.as_chunks().0[span * SPAN..][..columns];
-            // SAFETY: where there are such tiles, there is AVX-512.
-            unsafe { widen_bf16(columns, w, p) };
-        }
-        for at in tokens.clone().step_by(TILED_TOKENS) {
-            let place = at - tokens.start;
-            let second_place = if panels.len() == 2 { place } else { 0 };
-            let sums = [two_tiles(first, place), two_tiles(second, second_place)];
-            add_bf16(tiles, input.tiles_of_halves(span, at), w, sums);
-        }
+    let w = &mut scratch.bf16[..input.columns(unit.span).div_ceil(HALVES)];
+    for (p, weights) in unit.weights.into_iter().enumerate() {
+        // SAFETY: where there are such tiles, there is AVX-512.
+        unsafe { widen_bf16(weights.as_chunks().0, w, p) };
+    }
+    for (token, place) in unit.pairs() {
+        let second = match unit.weights[1] {
+            [] => &mut scratch.nobody.0,
+            [..] => two_tiles(second, place),
+        };
+        let x = input.tiles_of_halves(unit.span, token);
+        add_bf16(tiles, x, w, [two_tiles(first, place), second]);
     }
 }
 
@@ -81,15 +126,24 @@ fn two_tiles(totals: &mut Totals, at: usize) -> &mut [Sums<f32>; 2] {
 /// The columns of a span, in the order of [`super::amx`]: of each four, the second and the last in a line, then the others.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 fn widen_bf16(columns: &[[u8; 2 * PANEL]], w: &mut [[Weights; 2]], p: usize) {
-    let lines = w.iter_mut().flat_map(|w| w[p].0.as_chunks_mut::<2>().0);
-    let (fours, rest) = columns.as_chunks::<4>();
-    let mut last = [[0; 2 * PANEL]; 4];
-    last[..rest.len()].copy_from_slice(rest);
-    let zeros = [[0; 2 * PANEL]; 4];
-    let fours = fours.iter().chain([&last]).chain(std::iter::repeat(&zeros));
-    for (lines, four) in lines.zip(fours) {
-        let [first, second] = four.as_chunks::<2>().0 else { unreachable!("twice two") };
-        // SAFETY: all arrays are 64 bytes long.
+    let (steps, rest) = columns.as_chunks::<HALVES>();
+    for (step, w) in steps.iter().zip(&mut *w) {
+        widen_step(step, &mut w[p]);
+    }
+    if !rest.is_empty() {
+        let mut last = [[0; 2 * PANEL]; HALVES];
+        last[..rest.len()].copy_from_slice(rest);
+        widen_step(&last, &mut w[steps.len()][p]);
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+fn widen_step(columns: &[[u8; 2 * PANEL]; HALVES], w: &mut Weights) {
+    let fours = columns.as_chunks::<4>().0;
+    for (lines, four) in w.0.as_chunks_mut::<2>().0.iter_mut().zip(fours) {
+        let (first, second) = four.split_at(2);
+        // SAFETY: all are 64 bytes long.
         unsafe {
             // Rows 0 and 8, 1 and 9 … of two columns, one after the other.
             let first = _mm512_loadu_si512(first.as_ptr().cast());
@@ -104,41 +158,25 @@ fn widen_bf16(columns: &[[u8; 2 * PANEL]], w: &mut [[Weights; 2]], p: usize) {
     }
 }
 
-/// The dot products of a q4 panel with some tokens, without the row scales, added to `totals`.
-pub(crate) fn q4<const P: usize>(
+/// Adds the products of a unit in q4, without the row scales, to the totals of its only
+/// panel.
+pub(crate) fn q4(
     tiles: &Tiles,
-    panels: [&[u8]; P],
+    scratch: &mut Scratch,
+    unit: &Unit<'_>,
     input: &Input,
-    tokens: &Range<usize>,
-    totals: [&mut Totals; P],
-) {
-    for (panel, totals) in panels.into_iter().zip(totals) {
-        q4_panel(tiles, panel, input, tokens, totals);
-    }
-}
-
-fn q4_panel(
-    tiles: &Tiles,
-    panel: &[u8],
-    input: &Input,
-    tokens: &Range<usize>,
     totals: &mut Totals,
 ) {
-    let mut w = [[ZERO; 2]; SPAN / COLUMNS];
-    let mut sums = Aligned([[[[0; SIDE]; SIDE]; 2]; 2]);
-    for span in 0..input.spans() {
-        let groups = q4_span(panel, span);
-        // SAFETY: where there are such tiles, there is AVX-512.
-        unsafe { widen_q4(groups, &mut w) };
-        for at in tokens.clone().step_by(TILED_TOKENS) {
-            let x = input.tiles_of_bytes(&input.bytes, span, at);
-            multiply_bytes(tiles, x, &w[..groups.len()], &mut sums.0);
-            let scales = &input.byte_scales[span * input.padded() + at..][..TILED_TOKENS];
-            // SAFETY: as above.
-            unsafe {
-                add_scaled(&sums.0, scales, &mut totals[at - tokens.start..][..TILED_TOKENS])
-            };
-        }
+    let Scratch { q4: w, products: Aligned([_, _, sums @ ..]), .. } = scratch;
+    let groups = unit.weights[0].as_chunks().0;
+    // SAFETY: where there are such tiles, there is AVX-512.
+    unsafe { widen_q4(groups, w) };
+    for (token, place) in unit.pairs() {
+        let x = input.tiles_of_bytes(&input.bytes, unit.span, token);
+        multiply_bytes(tiles, x, &w[..groups.len()], sums);
+        let scales = &input.byte_scales[unit.span * input.padded() + token..][..TILED_TOKENS];
+        // SAFETY: as above.
+        unsafe { add_scaled(sums, scales, &mut totals[place..][..TILED_TOKENS]) };
     }
 }
 
@@ -218,47 +256,31 @@ fn q4_scales(scales: &[u8], index: usize) -> __m512i {
     }
 }
 
-/// The dot products of a q8 panel with some tokens, added to `totals`.
-pub(crate) fn q8<const P: usize>(
+/// Adds the products of a unit in q8 to the totals of its only panel.
+pub(crate) fn q8(
     tiles: &Tiles,
-    panels: [&[u8]; P],
+    scratch: &mut Scratch,
+    unit: &Unit<'_>,
     input: &Input,
-    tokens: &Range<usize>,
-    totals: [&mut Totals; P],
-) {
-    for (panel, totals) in panels.into_iter().zip(totals) {
-        q8_panel(tiles, panel, input, tokens, totals);
-    }
-}
-
-fn q8_panel(
-    tiles: &Tiles,
-    panel: &[u8],
-    input: &Input,
-    tokens: &Range<usize>,
     totals: &mut Totals,
 ) {
-    let mut w = [[ZERO; 2]; SPAN / COLUMNS];
-    let mut sums = Aligned([[[[0; SIDE]; SIDE]; 2]; SPAN / COLUMNS]);
-    for span in 0..input.spans() {
-        let groups = q8_span(panel, span);
-        for (group, w) in groups.iter().zip(&mut w) {
-            let (halves, _) = group[4 * PANEL..].as_chunks::<{ Q8_COLUMNS * PANEL }>();
-            let [first, second] = w;
-            first.0[..SIDE / 2].as_flattened_mut().copy_from_slice(&halves[0]);
-            second.0[SIDE / 2..].as_flattened_mut().copy_from_slice(&halves[1]);
-        }
-        for at in tokens.clone().step_by(TILED_TOKENS) {
-            let x = input.tiles_of_bytes(&input.fine_bytes, span, at);
-            for (x, at) in x.into_iter().zip([at, at + SIDE]) {
-                multiply_steps(tiles, x, &w[..groups.len()], &mut sums.0);
-                let first = span * SPAN / Q8_COLUMNS;
-                let scales = &input.fine_scales[first * input.padded() + at..];
-                let totals = &mut totals[at - tokens.start..];
-                let totals = totals.first_chunk_mut().expect("room for whole tiles");
-                // SAFETY: where there are such tiles, there is AVX-512.
-                unsafe { add_groups(groups, &sums.0, scales, input.padded(), totals) };
-            }
+    let Scratch { q8: w, products: Aligned(sums), .. } = scratch;
+    let groups = unit.weights[0].as_chunks().0;
+    for (group, w) in groups.iter().zip(&mut *w) {
+        let (halves, _) = group[4 * PANEL..].as_chunks::<{ Q8_COLUMNS * PANEL }>();
+        let [first, second] = w;
+        first.0[..SIDE / 2].as_flattened_mut().copy_from_slice(&halves[0]);
+        second.0[SIDE / 2..].as_flattened_mut().copy_from_slice(&halves[1]);
+    }
+    for (token, place) in unit.pairs() {
+        let x = input.tiles_of_bytes(&input.fine_bytes, unit.span, token);
+        let totals = two_tiles(totals, place).iter_mut();
+        for ((x, totals), token) in x.into_iter().zip(totals).zip([token, token + SIDE]) {
+            multiply_steps(tiles, x, &w[..groups.len()], sums);
+            let first = unit.span * SPAN / Q8_COLUMNS;
+            let scales = &input.fine_scales[first * input.padded() + token..];
+            // SAFETY: where there are such tiles, there is AVX-512.
+            unsafe { add_groups(groups, sums, scales, input.padded(), totals) };
         }
     }
 }
