@@ -422,13 +422,29 @@ impl<'a> Job<'a> {
         for (i, token) in tokens.enumerate() {
             // SAFETY: each token's rows of a panel belong to one part.
             let out = unsafe { self.out.slice(token * self.rows + row, rows) };
-            for (p, (out, totals)) in out.chunks_mut(PANEL).zip(totals).enumerate() {
-                let bias = self.bias.map(|bias| &bias[row + p * PANEL..]);
-                for (i, (out, total)) in out.iter_mut().zip(totals[i]).enumerate() {
-                    let total = total + bias.map_or(0.0, |bias| bias[i]);
-                    *out = if self.add { *out + total } else { total };
-                }
+            let (panels, rest) = out.as_chunks_mut::<PANEL>();
+            let bias = self.bias.map(|bias| &bias[row..row + rows]);
+            for (p, (out, totals)) in panels.iter_mut().zip(totals).enumerate() {
+                self.write(out, &totals[i], bias.map(|bias| &bias[p * PANEL..]));
             }
+            if let Some(last) = totals.last().filter(|_| !rest.is_empty()) {
+                let bias = bias.map(|bias| &bias[rows - rest.len()..]);
+                self.write(rest, &last[i], bias);
+            }
+        }
+    }
+
+    /// Writes the outputs of a token.
+    #[inline(always)]
+    fn write(&self, out: &mut [f32], totals: &[f32; PANEL], bias: Option<&[f32]>) {
+        let mut totals = *totals;
+        if let Some(bias) = bias {
+            totals.iter_mut().zip(bias).for_each(|(total, bias)| *total += bias);
+        }
+        let all = out.iter_mut().zip(totals);
+        match self.add {
+            true => all.for_each(|(out, total)| *out += total),
+            false => all.for_each(|(out, total)| *out = total),
         }
     }
 }

@@ -16,7 +16,7 @@ use std::arch::x86_64::*;
 use std::ops::Range;
 
 use super::amx::{
-    HALVES, LINE, SIDE, Sums, Tiles, Weights, add_bf16, multiply_bytes, multiply_steps,
+    HALVES, LINE, Pending, SIDE, Sums, Tiles, Weights, add_bf16, multiply_bytes, multiply_steps,
 };
 use super::input::{Input, SPAN, TILED_TOKENS};
 use super::linear::Totals;
@@ -32,7 +32,7 @@ pub(crate) struct Scratch {
     q8: [[Weights; 2]; SPAN / COLUMNS],
     products: Aligned<[[Sums<i32>; 2]; SPAN / COLUMNS]>,
     /// Where what nobody wants is added.
-    nobody: Aligned<[Sums<f32>; 2]>,
+    nobody: Aligned<[[f32; PANEL]; TILED_TOKENS]>,
 }
 
 impl Scratch {
@@ -43,7 +43,7 @@ impl Scratch {
             q4: [ZERO; SPAN / COLUMNS],
             q8: [ZERO; SPAN / COLUMNS],
             products: Aligned([[[[0; SIDE]; SIDE]; 2]; SPAN / COLUMNS]),
-            nobody: Aligned([[[0.0; SIDE]; SIDE]; 2]),
+            nobody: Aligned([[0.0; PANEL]; TILED_TOKENS]),
         }
     }
 }
@@ -108,7 +108,7 @@ pub(crate) fn bf16(
     }
     for (token, place) in unit.pairs() {
         let second = match unit.weights[1] {
-            [] => &mut scratch.nobody.0,
+            [] => two_tiles(&mut scratch.nobody.0, 0),
             [..] => two_tiles(second, place),
         };
         let x = input.tiles_of_halves(unit.span, token);
@@ -167,22 +167,37 @@ pub(crate) fn q4(
     input: &Input,
     totals: &mut Totals,
 ) {
-    let Scratch { q4: w, products: Aligned([_, _, sums @ ..]), .. } = scratch;
+    let Scratch { q4: w, products: Aligned(products), nobody, .. } = scratch;
+    let [first, second] = products.as_chunks_mut::<2>().0 else { unreachable!("twice two") };
+    let (mut sums, mut before) = (first, second);
     let groups = unit.weights[0].as_chunks().0;
     // SAFETY: where there are such tiles, there is AVX-512.
     unsafe { widen_q4(groups, w) };
-    for (token, place) in unit.pairs() {
+    let no_scales = [0.0; TILED_TOKENS];
+    let mut scales = &no_scales;
+    let mut to: &mut [[f32; PANEL]; TILED_TOKENS] = &mut nobody.0;
+    let all_scales = &input.byte_scales[unit.span * input.padded() + unit.tokens.start..];
+    let all_scales = all_scales.as_chunks().0;
+    let all_totals = totals.as_chunks_mut().0;
+    let pairs = unit.pairs().zip(all_scales).zip(all_totals);
+    for (((token, _), next_scales), next_totals) in pairs {
         let x = input.tiles_of_bytes(&input.bytes, unit.span, token);
-        multiply_bytes(tiles, x, &w[..groups.len()], sums);
-        let scales = &input.byte_scales[unit.span * input.padded() + token..][..TILED_TOKENS];
-        // SAFETY: as above.
-        unsafe { add_scaled(sums, scales, &mut totals[place..][..TILED_TOKENS]) };
+        let pending = Pending { sums: before, scales, totals: to };
+        multiply_bytes(tiles, x, &w[..groups.len()], sums, pending);
+        (sums, before) = (before, sums);
+        (scales, to) = (next_scales, next_totals);
     }
+    // SAFETY: as above.
+    unsafe { add_scaled(before, scales, to) };
 }
 
 /// `totals += (128 × sums[0] + sums[1]) × scale`, for each of 32 tokens.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-fn add_scaled(sums: &[[Sums<i32>; 2]; 2], scales: &[f32], totals: &mut Totals) {
+fn add_scaled(
+    sums: &[[Sums<i32>; 2]; 2],
+    scales: &[f32; TILED_TOKENS],
+    totals: &mut [[f32; PANEL]; TILED_TOKENS],
+) {
     let high = sums[0].as_flattened().iter();
     let sums = high.zip(sums[1].as_flattened());
     for (((high, low), scale), total) in sums.zip(scales).zip(totals) {
