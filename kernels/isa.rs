@@ -8,8 +8,8 @@ use std::fmt;
 #[cfg(target_arch = "x86_64")]
 use crate::cpu::amx::Amx;
 #[cfg(target_arch = "x86_64")]
-use crate::cpu::avx512::{Avx512, avx512_door};
-use crate::cpu::rows::{InHalves, RowsKernel};
+use crate::cpu::avx512::{Avx512, avx512_both_door, avx512_door};
+use crate::cpu::rows::{BothKernel, InHalves, RowsKernel, WithHalves};
 #[cfg(target_arch = "x86_64")]
 use crate::cpu::simd::{Avx2, avx2_door};
 use crate::cpu::simd::{Kernel, Portable};
@@ -193,6 +193,20 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above; an `Avx512` has an `Avx2`.
             Level::Avx512(token) => unsafe { avx2_door(token.avx2(), kernel) },
+        }
+    }
+
+    /// Runs a kernel for vectors of eight and of sixteen lanes, compiled for this instruction set. Those of sixteen are used
+    /// where they were measured to be faster: on CPUs with AMX.
+    #[inline]
+    pub(crate) fn run_both<K: BothKernel>(self, kernel: K) -> K::Output {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: an `Avx512` exists only where the CPU has all of its instructions.
+            Level::Avx512(token) if token.amx().is_some() => unsafe {
+                avx512_both_door(token, kernel)
+            },
+            _ => self.run(WithHalves(kernel)),
         }
     }
 

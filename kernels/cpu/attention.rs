@@ -14,7 +14,9 @@ use std::cell::RefCell;
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::cache::Elements;
 pub use super::cache::{BLOCK, KvBlock, KvFormat, KvShape};
+use super::rows::WithHalves;
 use super::shared::SharedMut;
 use super::tile::{GROUPED, Tile};
 use crate::{Isa, Pool};
@@ -292,7 +294,7 @@ impl Job<'_> {
             for (seen, row) in seen.iter_mut().zip(rows.clone()) {
                 *seen = self.seen(row, block);
             }
-            self.isa.run(Tile {
+            let tile = Tile {
                 job: self,
                 kv_head,
                 rows: rows.clone(),
@@ -305,7 +307,12 @@ impl Job<'_> {
                 sums,
                 softmax: &mut softmax[..rows.len()],
                 wide: &mut *wide,
-            });
+            };
+            // A single query has too few sums to keep vectors of sixteen lanes busy; a few have it where bytes are widened.
+            match (rows.len(), &tile.content.keys) {
+                (GROUPED.., _) | (2.., Elements::Q8 { .. }) => self.isa.run_both(tile),
+                _ => self.isa.run(WithHalves(tile)),
+            }
         }
         (softmax, sums)
     }

@@ -11,10 +11,20 @@ pub(crate) trait RowsKernel {
     fn run<R: Rows>(self, r: R) -> Self::Output;
 }
 
+/// As [`Kernel`], with vectors of sixteen lanes beside those of eight.
+pub(crate) trait BothKernel {
+    /// What it returns.
+    type Output;
+    /// The body; implementations are `#[inline(always)]`.
+    fn run<S: Simd, R: Rows>(self, s: S, r: R) -> Self::Output;
+}
+
 /// Operations on the values of a panel's rows. `self` is the proof that the instructions exist.
 pub(crate) trait Rows: Copy {
     /// Sixteen f32.
     type F: Copy;
+    /// Registers that sixteen lanes fill.
+    const VECTORS: usize;
     /// Tokens of a tile of a prompt: as many as there are registers for, and enough that no sum waits for the last one.
     const TOKENS: usize;
     fn splat(self, x: f32) -> Self::F;
@@ -29,6 +39,10 @@ pub(crate) trait Rows: Copy {
     fn load_f16(self, from: &[u8; 2 * PANEL]) -> Self::F;
     /// A column of [`crate::packed::Format::Bf16`]: row 0, row 8, row 1, row 9 …
     fn load_bf16(self, from: &[u8; 2 * PANEL]) -> Self::F;
+    /// As [`Simd::prefetch`].
+    fn prefetch(self, soon: &[u8], at: usize);
+    /// Sixteen whole numbers.
+    fn load_i8(self, from: &[i8; PANEL]) -> Self::F;
 }
 
 /// Two vectors of eight lanes.
@@ -44,6 +58,7 @@ fn halves<T, const N: usize, const H: usize>(whole: &[T; N]) -> [&[T; H]; 2] {
 
 impl<S: Simd> Rows for Halves<S> {
     type F = [S::F; 2];
+    const VECTORS: usize = 2;
     const TOKENS: usize = 6;
     #[inline(always)]
     fn splat(self, x: f32) -> Self::F {
@@ -83,6 +98,26 @@ impl<S: Simd> Rows for Halves<S> {
     #[inline(always)]
     fn load_bf16(self, from: &[u8; 2 * PANEL]) -> Self::F {
         self.0.load_bf16_pairs(from)
+    }
+    #[inline(always)]
+    fn prefetch(self, soon: &[u8], at: usize) {
+        self.0.prefetch(soon, at);
+    }
+    #[inline(always)]
+    fn load_i8(self, from: &[i8; PANEL]) -> Self::F {
+        let [low, high] = halves(from);
+        [self.0.load_i8(low), self.0.load_i8(high)]
+    }
+}
+
+/// A kernel for both that has none but vectors of eight lanes.
+pub(crate) struct WithHalves<K>(pub(crate) K);
+
+impl<K: BothKernel> Kernel for WithHalves<K> {
+    type Output = K::Output;
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> K::Output {
+        self.0.run(s, Halves(s))
     }
 }
 

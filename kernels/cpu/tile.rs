@@ -9,8 +9,10 @@ use half::f16;
 use super::attention::{Job, ROWS, Softmax};
 use super::cache::{BLOCK, Elements, GROUP, KEYS, KvBlock};
 use super::functions::{ExpMinus, Mul, Scale, SoftCap, Unary, each, each_with, largest};
-use super::simd::{Kernel, LANES, Simd};
+use super::rows::{BothKernel, Rows};
+use super::simd::{LANES, Simd};
 use crate::formats::Element;
+use crate::packed::PANEL;
 
 /// Queries that meet a key together: with 16 keys, their sums fill the registers.
 pub(super) const GROUPED: usize = 6;
@@ -52,10 +54,10 @@ pub(super) struct Tile<'a> {
     pub(super) wide: &'a mut [f32],
 }
 
-impl Kernel for Tile<'_> {
+impl BothKernel for Tile<'_> {
     type Output = ();
     #[inline(always)]
-    fn run<S: Simd>(mut self, s: S) {
+    fn run<S: Simd, R: Rows>(mut self, s: S, r: R) {
         let (k_dim, v_dim) = (self.job.a.k_dim, self.job.a.v_dim);
         let (head, positions) = (self.kv_head, self.kv_head * BLOCK..(self.kv_head + 1) * BLOCK);
         let wide = std::mem::take(&mut self.wide);
@@ -69,9 +71,9 @@ impl Kernel for Tile<'_> {
         let scales = keys.scales().map(|scales| &scales[head * len..][..len]);
         let next = values.bytes_of(v_range.clone());
         match keys.part(s, k_range.clone(), wide) {
-            Part::F32(k) => self.dot_keys(s, k, scales, next),
-            Part::F16(k) => self.dot_keys(s, k, scales, next),
-            Part::I8(k) => self.dot_keys(s, k, scales, next),
+            Part::F32(k) => self.dot_keys(r, k, scales, next),
+            Part::F16(k) => self.dot_keys(r, k, scales, next),
+            Part::I8(k) => self.dot_keys(r, k, scales, next),
         }
 
         self.weigh(s);
@@ -83,10 +85,37 @@ impl Kernel for Tile<'_> {
         }
         let next = self.next.map_or(&[][..], |block| block.keys.bytes_of(k_range));
         match values.part(s, v_range, wide) {
-            Part::F32(v) => self.add_values(s, v, next),
-            Part::F16(v) => self.add_values(s, v, next),
-            Part::I8(v) => self.add_values(s, v, next),
+            Part::F32(v) => self.add_values(s, r, v, next),
+            Part::F16(v) => self.add_values(s, r, v, next),
+            Part::I8(v) => self.add_values(s, r, v, next),
         }
+    }
+}
+
+/// An element of caches, sixteen at a time.
+trait Cached: Element {
+    fn load_wide<R: Rows>(r: R, from: &[Self; PANEL]) -> R::F;
+}
+
+impl Cached for f32 {
+    #[inline(always)]
+    fn load_wide<R: Rows>(r: R, from: &[Self; PANEL]) -> R::F {
+        r.load(from)
+    }
+}
+
+impl Cached for f16 {
+    #[inline(always)]
+    fn load_wide<R: Rows>(r: R, from: &[Self; PANEL]) -> R::F {
+        // SAFETY: 32 bytes without padding.
+        r.load_f16(unsafe { &*from.as_ptr().cast() })
+    }
+}
+
+impl Cached for i8 {
+    #[inline(always)]
+    fn load_wide<R: Rows>(r: R, from: &[Self; PANEL]) -> R::F {
+        r.load_i8(from)
     }
 }
 
@@ -131,9 +160,9 @@ impl Tile<'_> {
     /// The scores of all queries for the keys of a head, `[panels, k_dim, KEYS]`, as far as any of them sees. `next` is
     /// what is read after them.
     #[inline(always)]
-    fn dot_keys<S: Simd, E: Element>(
+    fn dot_keys<R: Rows, E: Cached>(
         &mut self,
-        s: S,
+        r: R,
         keys: &[E],
         scales: Option<&[f32]>,
         next: &[u8],
@@ -151,6 +180,7 @@ impl Tile<'_> {
         let several = match self.rows.len() {
             1 => 4,
             2 | 3 => 2,
+            _ if R::VECTORS == 1 => 2,
             _ => 1,
         };
         while panel < end {
@@ -158,15 +188,18 @@ impl Tile<'_> {
             let groups = self.scores.chunks_mut(GROUPED);
             for (q, scores) in self.q.chunks(GROUPED * keys.dim).zip(groups) {
                 match (scores.len(), step) {
-                    (1, 4) => keys.dot::<S, 1, 4>(s, q, panel, scores),
-                    (2, 2) => keys.dot::<S, 2, 2>(s, q, panel, scores),
-                    (3, 2) => keys.dot::<S, 3, 2>(s, q, panel, scores),
-                    (1, _) => keys.dot_each::<S, 1>(s, q, panel, step, scores),
-                    (2, _) => keys.dot_each::<S, 2>(s, q, panel, step, scores),
-                    (3, _) => keys.dot_each::<S, 3>(s, q, panel, step, scores),
-                    (4, _) => keys.dot_each::<S, 4>(s, q, panel, step, scores),
-                    (5, _) => keys.dot_each::<S, 5>(s, q, panel, step, scores),
-                    _ => keys.dot_each::<S, GROUPED>(s, q, panel, step, scores),
+                    (1, 4) => keys.dot::<R, 1, 4>(r, q, panel, scores),
+                    (2, 2) => keys.dot::<R, 2, 2>(r, q, panel, scores),
+                    (3, 2) => keys.dot::<R, 3, 2>(r, q, panel, scores),
+                    (4, 2) if R::VECTORS == 1 => keys.dot::<R, 4, 2>(r, q, panel, scores),
+                    (5, 2) if R::VECTORS == 1 => keys.dot::<R, 5, 2>(r, q, panel, scores),
+                    (6, 2) if R::VECTORS == 1 => keys.dot::<R, GROUPED, 2>(r, q, panel, scores),
+                    (1, _) => keys.dot_each::<R, 1>(r, q, panel, step, scores),
+                    (2, _) => keys.dot_each::<R, 2>(r, q, panel, step, scores),
+                    (3, _) => keys.dot_each::<R, 3>(r, q, panel, step, scores),
+                    (4, _) => keys.dot_each::<R, 4>(r, q, panel, step, scores),
+                    (5, _) => keys.dot_each::<R, 5>(r, q, panel, step, scores),
+                    _ => keys.dot_each::<R, GROUPED>(r, q, panel, step, scores),
                 }
             }
             panel += step;
@@ -227,7 +260,7 @@ impl Tile<'_> {
     /// Adds the weighted values of a head, `[BLOCK, v_dim]`, to the sums of all queries. `next` is what is read after
     /// them.
     #[inline(always)]
-    fn add_values<S: Simd, E: Element>(&mut self, s: S, values: &[E], next: &[u8]) {
+    fn add_values<S: Simd, R: Rows, E: Cached>(&mut self, s: S, r: R, values: &[E], next: &[u8]) {
         let dim = self.job.a.v_dim;
         let groups = self.scores.chunks(GROUPED).zip(self.sums.chunks_mut(GROUPED * dim));
         for ((weights, sums), seen) in groups.zip(self.seen.chunks(GROUPED)) {
@@ -239,16 +272,16 @@ impl Tile<'_> {
             let together = Mix { weights, values, dim, seen: common.clone(), next };
             if common.is_empty() {
                 for (i, seen) in seen.iter().enumerate() {
-                    together.alone(s, i, seen.clone(), sums);
+                    together.alone(s, r, i, seen.clone(), sums);
                 }
                 continue;
             }
             for (i, seen) in seen.iter().enumerate() {
-                together.alone(s, i, seen.start..common.start, sums);
+                together.alone(s, r, i, seen.start..common.start, sums);
             }
-            together.all(s, sums);
+            together.all(s, r, sums);
             for (i, seen) in seen.iter().enumerate() {
-                together.alone(s, i, common.end..seen.end, sums);
+                together.alone(s, r, i, common.end..seen.end, sums);
             }
         }
     }
@@ -285,42 +318,41 @@ impl<'a> Next<'a> {
 
     /// Asks for what belongs to a step.
     #[inline(always)]
-    fn ask<S: Simd>(&self, s: S, step: usize) {
+    fn ask<R: Rows>(&self, r: R, step: usize) {
         // To look for an address that is not mapped takes long.
         if !self.bytes.is_empty() {
-            s.prefetch(self.bytes, step * self.share);
+            r.prefetch(self.bytes, step * self.share);
         }
     }
 }
 
-impl<E: Element> Keys<'_, E> {
+impl<E: Cached> Keys<'_, E> {
     /// As [`Self::dot`], one panel after the other.
     #[inline(always)]
-    fn dot_each<S: Simd, const R: usize>(
+    fn dot_each<R: Rows, const Q: usize>(
         &self,
-        s: S,
+        r: R,
         q: &[f32],
         panel: usize,
         panels: usize,
         scores: &mut Scores,
     ) {
         for panel in panel..panel + panels {
-            self.dot::<S, R, 1>(s, q, panel, scores);
+            self.dot::<R, Q, 1>(r, q, panel, scores);
         }
     }
 
-    /// `scores[r][p] = q[r] · key[p]` for `R` queries, `[dim, R]`, and the keys of `P` panels from `panel` on.
+    /// `scores[q][p] = q[q] · key[p]` for `Q` queries, `[dim, Q]`, and the keys of `P` panels from `panel` on.
     #[inline(always)]
-    fn dot<S: Simd, const R: usize, const P: usize>(
+    fn dot<R: Rows, const Q: usize, const P: usize>(
         &self,
-        s: S,
+        r: R,
         q: &[f32],
         panel: usize,
         scores: &mut Scores,
     ) {
-        let zeros = [[[s.splat(0.0); 2]; P]; R];
-        let mut totals = zeros;
-        let (q, _) = q.as_chunks::<R>();
+        let mut totals = [[r.splat(0.0); P]; Q];
+        let (q, _) = q.as_chunks::<Q>();
         let len = if self.scales.is_some() { GROUP } else { self.dim };
         let mut panels = [const { &[] as &[[E; KEYS]] }; P];
         let mut from = 0;
@@ -329,58 +361,50 @@ impl<E: Element> Keys<'_, E> {
             for (i, keys) in panels.iter_mut().enumerate() {
                 *keys = &self.keys.as_chunks::<KEYS>().0[(panel + i) * self.dim..][from..to];
             }
-            let sums = products(s, &q[from..to], panels, &self.next, panel * self.dim + from * P);
+            let sums = products(r, &q[from..to], panels, &self.next, panel * self.dim + from * P);
             match self.scales {
                 None => totals = sums,
                 Some(scales) => {
                     let groups = self.dim.div_ceil(GROUP);
-                    for p in 0..P {
+                    unroll!(p in 0..P => {
                         let at = ((panel + p) * groups + from / GROUP) * KEYS;
-                        let scales = &scales[at..at + KEYS].as_chunks::<LANES>().0;
-                        for r in 0..R {
-                            for i in 0..2 {
-                                let scale = s.load(&scales[i]);
-                                totals[r][p][i] = s.mul_add(sums[r][p][i], scale, totals[r][p][i]);
-                            }
-                        }
-                    }
+                        let scales = r.load(scales[at..].first_chunk().expect("scales of a panel"));
+                        unroll!(i in 0..Q => {
+                            totals[i][p] = r.mul_add(sums[i][p], scales, totals[i][p]);
+                        });
+                    });
                 }
             }
             from = to;
         }
         for (totals, scores) in totals.iter().zip(scores) {
-            let scores = scores[panel * KEYS..][..P * KEYS].as_chunks_mut::<LANES>().0;
-            for (v, to) in totals.as_flattened().iter().zip(scores) {
-                s.store(*v, to);
+            let scores = scores[panel * KEYS..][..P * KEYS].as_chunks_mut::<KEYS>().0;
+            for (v, to) in totals.iter().zip(scores) {
+                r.store(*v, to);
             }
         }
     }
 }
 
-/// The products of `R` queries with the keys of `P` panels; asks for what is read `next` from `step` on.
+/// The products of `Q` queries with the keys of `P` panels; asks for what is read `next` from `step` on.
 #[inline(always)]
-fn products<S: Simd, E: Element, const R: usize, const P: usize>(
-    s: S,
-    q: &[[f32; R]],
+fn products<R: Rows, E: Cached, const Q: usize, const P: usize>(
+    r: R,
+    q: &[[f32; Q]],
     panels: [&[[E; KEYS]]; P],
     next: &Next<'_>,
     step: usize,
-) -> [[[S::F; 2]; P]; R] {
-    let mut sums = [[[s.splat(0.0); 2]; P]; R];
+) -> [[R::F; P]; Q] {
+    let mut sums = [[r.splat(0.0); P]; Q];
     for panel in panels {
         assert_eq!(panel.len(), q.len(), "elements of queries and keys");
     }
     for (d, q) in q.iter().enumerate() {
         unroll!(p in 0..P => {
-            next.ask(s, step + d * P + p);
+            next.ask(r, step + d * P + p);
             // SAFETY: all have the same length.
-            let key = unsafe { panels[p].get_unchecked(d) }.as_chunks::<LANES>().0;
-            let key = [E::load(s, &key[0]), E::load(s, &key[1])];
-            unroll!(r in 0..R => {
-                let q = s.splat(q[r]);
-                sums[r][p][0] = s.mul_add(q, key[0], sums[r][p][0]);
-                sums[r][p][1] = s.mul_add(q, key[1], sums[r][p][1]);
-            });
+            let key = E::load_wide(r, unsafe { panels[p].get_unchecked(d) });
+            unroll!(i in 0..Q => { sums[i][p] = r.mul_add(r.splat(q[i]), key, sums[i][p]); });
         });
     }
     sums
@@ -397,53 +421,66 @@ struct Mix<'a, E> {
     next: &'a [u8],
 }
 
-impl<E: Element> Mix<'_, E> {
+impl<E: Cached> Mix<'_, E> {
     /// For one query and what it sees.
     #[inline(always)]
-    fn alone<S: Simd>(&self, s: S, row: usize, seen: Range<usize>, sums: &mut [f32]) {
+    fn alone<S: Simd, R: Rows>(
+        &self,
+        s: S,
+        r: R,
+        row: usize,
+        seen: Range<usize>,
+        sums: &mut [f32],
+    ) {
         if !seen.is_empty() {
             let weights = &self.weights[row..=row];
             let sums = &mut sums[row * self.dim..][..self.dim];
-            Mix { weights, seen, next: &[], ..*self }.rows::<S, 1, 8>(s, sums);
+            Mix { weights, seen, next: &[], ..*self }.rows::<S, R, 1, 4>(s, r, sums);
         }
     }
 
-    /// For all queries.
+    /// For all queries: with as many vectors at a time as there are registers for.
     #[inline(always)]
-    fn all<S: Simd>(&self, s: S, sums: &mut [f32]) {
-        match self.weights.len() {
-            1 => self.rows::<S, 1, 8>(s, sums),
-            2 => self.rows::<S, 2, 4>(s, sums),
-            3 => self.rows::<S, 3, 4>(s, sums),
-            4 => self.rows::<S, 4, 2>(s, sums),
-            5 => self.rows::<S, 5, 2>(s, sums),
-            _ => self.rows::<S, GROUPED, 2>(s, sums),
+    fn all<S: Simd, R: Rows>(&self, s: S, r: R, sums: &mut [f32]) {
+        match (self.weights.len(), R::VECTORS) {
+            (1, _) => self.rows::<S, R, 1, 4>(s, r, sums),
+            (2, 1) => self.rows::<S, R, 2, 4>(s, r, sums),
+            (3, 1) => self.rows::<S, R, 3, 4>(s, r, sums),
+            (4, 1) => self.rows::<S, R, 4, 2>(s, r, sums),
+            (5, 1) => self.rows::<S, R, 5, 2>(s, r, sums),
+            (_, 1) => self.rows::<S, R, GROUPED, 2>(s, r, sums),
+            (2, _) => self.rows::<S, R, 2, 2>(s, r, sums),
+            (3, _) => self.rows::<S, R, 3, 2>(s, r, sums),
+            (4, _) => self.rows::<S, R, 4, 1>(s, r, sums),
+            (5, _) => self.rows::<S, R, 5, 1>(s, r, sums),
+            _ => self.rows::<S, R, GROUPED, 1>(s, r, sums),
         }
     }
 
-    /// For `R` queries, `V` vectors at a time.
+    /// For `Q` queries, `V` vectors of sixteen lanes at a time.
     #[inline(always)]
-    fn rows<S: Simd, const R: usize, const V: usize>(&self, s: S, sums: &mut [f32]) {
+    fn rows<S: Simd, R: Rows, const Q: usize, const V: usize>(&self, s: S, r: R, sums: &mut [f32]) {
         let (mut at, mut step) = (0, 0);
-        let next = Next::new(self.next, self.dim.div_ceil(V * LANES) * BLOCK);
-        while at + V * LANES <= self.dim {
-            self.strip::<S, R, V>(s, at, &next, step, sums);
-            (at, step) = (at + V * LANES, step + BLOCK);
+        let next = Next::new(self.next, self.dim.div_ceil(V * PANEL) * BLOCK);
+        while at + V * PANEL <= self.dim {
+            self.strip::<R, Q, V>(r, at, &next, step, sums);
+            (at, step) = (at + V * PANEL, step + BLOCK);
         }
-        while at + LANES <= self.dim {
-            self.strip::<S, R, 1>(s, at, &next, step, sums);
-            (at, step) = (at + LANES, step + BLOCK);
+        while at + PANEL <= self.dim {
+            self.strip::<R, Q, 1>(r, at, &next, step, sums);
+            (at, step) = (at + PANEL, step + BLOCK);
         }
-        if at < self.dim {
+        for at in (at..self.dim).step_by(LANES) {
             self.rest(s, at, sums);
         }
     }
 
-    /// For all queries and the last elements, fewer than a vector, from `at` on.
+    /// For all queries and at most eight elements from `at` on.
     #[inline(always)]
     fn rest<S: Simd>(&self, s: S, at: usize, sums: &mut [f32]) {
+        let end = self.dim.min(at + LANES);
         for (weights, sums) in self.weights.iter().zip(sums.chunks_exact_mut(self.dim)) {
-            let sums = &mut sums[at..];
+            let sums = &mut sums[at..end];
             let mut sum = s.load_some(sums, 0.0);
             for p in self.seen.clone() {
                 let value = E::load_some(s, &self.values[p * self.dim + at..][..sums.len()]);
@@ -453,41 +490,41 @@ impl<E: Element> Mix<'_, E> {
         }
     }
 
-    /// For `R` queries and the elements from `at` on; asks for what is read `next` from `step` on.
+    /// For `Q` queries and the elements from `at` on; asks for what is read `next` from `step` on.
     #[inline(always)]
-    fn strip<S: Simd, const R: usize, const V: usize>(
+    fn strip<R: Rows, const Q: usize, const V: usize>(
         &self,
-        s: S,
+        r: R,
         at: usize,
         next: &Next<'_>,
         step: usize,
         sums: &mut [f32],
     ) {
-        let place = |r: usize| r * self.dim + at..r * self.dim + at + V * LANES;
-        let weights = self.weights.first_chunk::<R>().expect("weights of each query");
-        let mut totals = [[s.splat(0.0); V]; R];
-        unroll!(r in 0..R => {
-            let sums = sums[place(r)].as_chunks::<LANES>().0;
-            unroll!(v in 0..V => { totals[r][v] = s.load(&sums[v]); });
+        let place = |q: usize| q * self.dim + at..q * self.dim + at + V * PANEL;
+        let weights = self.weights.first_chunk::<Q>().expect("weights of each query");
+        let mut totals = [[r.splat(0.0); V]; Q];
+        unroll!(q in 0..Q => {
+            let sums = sums[place(q)].as_chunks::<PANEL>().0;
+            unroll!(v in 0..V => { totals[q][v] = r.load(&sums[v]); });
         });
         let seen = self.seen.clone();
         assert!(seen.end <= BLOCK && seen.end * self.dim <= self.values.len());
-        assert!(at + V * LANES <= self.dim, "elements of values");
+        assert!(at + V * PANEL <= self.dim, "elements of values");
         for p in seen {
-            next.ask(s, step + p);
+            next.ask(r, step + p);
             // SAFETY: the row of each place is inside, and the elements are inside the row.
             let values =
-                unsafe { &*self.values.as_ptr().add(p * self.dim + at).cast::<[[E; LANES]; V]>() };
-            let mut value = [s.splat(0.0); V];
-            unroll!(v in 0..V => { value[v] = E::load(s, &values[v]); });
-            unroll!(r in 0..R => {
-                let weight = s.splat(weights[r][p]);
-                unroll!(v in 0..V => { totals[r][v] = s.mul_add(weight, value[v], totals[r][v]); });
+                unsafe { &*self.values.as_ptr().add(p * self.dim + at).cast::<[[E; PANEL]; V]>() };
+            let mut value = [r.splat(0.0); V];
+            unroll!(v in 0..V => { value[v] = E::load_wide(r, &values[v]); });
+            unroll!(q in 0..Q => {
+                let weight = r.splat(weights[q][p]);
+                unroll!(v in 0..V => { totals[q][v] = r.mul_add(weight, value[v], totals[q][v]); });
             });
         }
-        unroll!(r in 0..R => {
-            let sums = sums[place(r)].as_chunks_mut::<LANES>().0;
-            unroll!(v in 0..V => { s.store(totals[r][v], &mut sums[v]); });
+        unroll!(q in 0..Q => {
+            let sums = sums[place(q)].as_chunks_mut::<PANEL>().0;
+            unroll!(v in 0..V => { r.store(totals[q][v], &mut sums[v]); });
         });
     }
 }
