@@ -64,9 +64,6 @@ pub(crate) const TILE_LINE: usize = 64;
 /// Tokens that are multiplied together with AMX.
 pub(crate) const TILED_TOKENS: usize = 2 * TILE_SIDE;
 
-/// The fewest tokens that are multiplied in whole tiles, where that can be done.
-const FEWEST_TILED: usize = MOST_TOKENS + 1;
-
 /// Columns that are summed in one go.
 pub(crate) const SPAN: usize = 256;
 
@@ -117,7 +114,7 @@ pub(super) struct Kinds {
     pub(super) bytes: bool,
     pub(super) offsets: bool,
     pub(super) fine_bytes: bool,
-    /// Whether all but the floats are laid out for AMX.
+    /// Whether they are laid out for AMX; then there are no floats.
     pub(super) tiled: bool,
 }
 
@@ -144,7 +141,8 @@ impl Input {
         self.isa = Some(isa);
         self.ahead = self.n == 1 && ahead::pays();
         self.kinds = Kinds::for_formats(isa, formats);
-        self.kinds.tiled = isa.multiplies_tiles() && self.n >= FEWEST_TILED;
+        self.kinds.tiled =
+            isa.multiplies_tiles() && formats.iter().all(|format| self.n >= fewest_tiled(*format));
         self.make_room();
         let (tiles, spans) = (self.n.div_ceil(self.tile_len), self.spans());
         let places = Places::new(self);
@@ -185,7 +183,7 @@ impl Input {
         (span * SPAN * self.n + tile * self.tile_len * columns, columns)
     }
 
-    /// Whether all but the floats are laid out for AMX.
+    /// Whether it is laid out for AMX.
     pub(crate) fn tiled(&self) -> bool {
         self.kinds.tiled
     }
@@ -269,6 +267,16 @@ impl Input {
         self.fine_bytes.grow(if fine_bytes { padded } else { 0 });
         self.fine_scales.grow(if fine_bytes { padded / Q8_COLUMNS } else { 0 });
         self.fine_offsets.grow(if fine_bytes { padded / Q8_COLUMNS } else { 0 });
+    }
+}
+
+/// The fewest tokens that are multiplied faster with AMX, where it is.
+fn fewest_tiled(format: Format) -> usize {
+    match format {
+        Format::F32 | Format::F16 => usize::MAX,
+        Format::Bf16 => MOST_TOKENS + 1,
+        Format::Q8 => 22,
+        Format::Q4 => 14,
     }
 }
 

@@ -13,19 +13,25 @@
 #![allow(clippy::wildcard_imports, reason = "the names of the intrinsics say where they come from")]
 
 use std::arch::x86_64::*;
+use std::cell::RefCell;
 use std::ops::Range;
 
 use super::amx::{
     HALVES, LINE, Pending, SIDE, Sums, Tiles, Weights, add_bf16, multiply_bytes, multiply_steps,
 };
 use super::input::{Input, SPAN, TILED_TOKENS};
-use super::linear::Totals;
-use super::quantized::{Q4_COLUMNS, Q4_RAISED, Q8_COLUMNS, RAISED_CODES, q4_span, q8_span};
-use crate::memory::Aligned;
+use super::linear::{GROUP, Totals};
+use super::quantized::{
+    Q4_COLUMNS, Q4_RAISED, Q8_COLUMNS, RAISED_CODES, q4_span, q8_span, scale_rows,
+};
+use crate::memory::{Aligned, Lines};
 use crate::packed::{COLUMNS, Format, PANEL, Q4_GROUP, Q8_GROUP};
 
-/// What a thread needs for itself.
-pub(crate) struct Scratch {
+/// Bytes of activations that are multiplied with one panel after the other: they stay in the second-level cache.
+const ACTIVATIONS: usize = 512 << 10;
+
+/// What the kernels of a thread need for themselves.
+struct Scratch {
     bf16: [[Weights; 2]; SPAN / HALVES],
     q4: [[Weights; 2]; SPAN / COLUMNS],
     /// In the first ones the second half, in the second ones the first half stays zero.
@@ -36,7 +42,7 @@ pub(crate) struct Scratch {
 }
 
 impl Scratch {
-    pub(crate) const fn new() -> Self {
+    const fn new() -> Self {
         const ZERO: [Weights; 2] = [Weights([[0; LINE]; SIDE]); 2];
         Self {
             bf16: [ZERO; SPAN / HALVES],
@@ -48,23 +54,121 @@ impl Scratch {
     }
 }
 
+thread_local! {
+    /// The sums of a group of panels, and what the kernels need.
+    static SCRATCH: RefCell<(Lines<f32>, Scratch)> =
+        const { RefCell::new((Lines::new(), Scratch::new())) };
+}
+
+/// What tells a panel: how it is packed, and its bytes.
+type PanelOf<'a, 'w> = &'a dyn Fn(usize) -> (Format, &'w [u8]);
+
+/// Computes the totals of `count` panels, at most [`GROUP`], for some tokens, and hands them to `finish`.
+pub(crate) fn totals<'w>(
+    tiles: &Tiles,
+    input: &Input,
+    tokens: Range<usize>,
+    count: usize,
+    weights: PanelOf<'_, 'w>,
+    finish: &dyn Fn(Range<usize>, &mut [&mut Totals]),
+) {
+    SCRATCH.with_borrow_mut(|(sums, scratch)| {
+        let len = tokens.len().next_multiple_of(TILED_TOKENS) * PANEL;
+        sums.grow(count * len);
+        let sums = &mut sums[..count * len];
+        sums.fill(0.0);
+        let mut sums = sums.chunks_exact_mut(len).map(|sums| sums.as_chunks_mut().0);
+        let mut totals: [&mut Totals; GROUP] =
+            std::array::from_fn(|_| sums.next().unwrap_or_default());
+        let totals = &mut totals[..count];
+        let group = Group { input, tokens: tokens.clone(), count, weights };
+        group.add(tiles, scratch, totals);
+        for (i, totals) in totals.iter_mut().enumerate() {
+            if let (Format::Q4, panel) = weights(i) {
+                scale_rows(panel, &mut totals[..tokens.len()]);
+            }
+        }
+        finish(tokens, totals);
+    });
+}
+
+/// Some panels and tokens.
+struct Group<'a, 'w> {
+    input: &'a Input,
+    tokens: Range<usize>,
+    count: usize,
+    weights: PanelOf<'a, 'w>,
+}
+
+impl<'w> Group<'_, 'w> {
+    /// Adds the products. The activations are read again for each panel, so as many columns are taken at a time as leave them in
+    /// the cache.
+    fn add(&self, tiles: &Tiles, scratch: &mut Scratch, totals: &mut [&mut Totals]) {
+        let halves = (0..self.count).any(|i| self.is_bf16(i));
+        let span_len = self.tokens.len() * SPAN * if halves { 2 } else { 1 };
+        let spans = (ACTIVATIONS / span_len).max(1);
+        let units = || {
+            (0..self.input.spans()).step_by(spans).flat_map(|start| {
+                let spans = start..self.input.spans().min(start + spans);
+                self.firsts().flat_map(move |i| spans.clone().map(move |span| (i, span)))
+            })
+        };
+        let nexts = units().skip(1).map(Some).chain([None]);
+        for ((i, span), next) in units().zip(nexts) {
+            let next = next.map_or([&[][..]; 2], |(i, span)| self.bytes(i, span));
+            let (weights, tokens) = (self.bytes(i, span), self.tokens.clone());
+            let unit = Unit { weights, span, tokens, next };
+            let [first, rest @ ..] = &mut totals[i..] else { return };
+            match (self.weights)(i).0 {
+                Format::F32 | Format::F16 => unreachable!("there are no tiles of them"),
+                Format::Bf16 => {
+                    let second = rest.first_mut().map_or(&mut [][..], |second| second);
+                    bf16(tiles, scratch, &unit, self.input, [first, second]);
+                }
+                Format::Q8 => q8(tiles, scratch, &unit, self.input, first),
+                Format::Q4 => q4(tiles, scratch, &unit, self.input, first),
+            }
+        }
+    }
+
+    fn is_bf16(&self, i: usize) -> bool {
+        i < self.count && (self.weights)(i).0 == Format::Bf16
+    }
+
+    /// How many panels are multiplied together, from `i` on: two of bf16 share what is read of the activations, as the two
+    /// bytes of q4 do.
+    fn together(&self, i: usize) -> usize {
+        if self.is_bf16(i) && self.is_bf16(i + 1) { 2 } else { 1 }
+    }
+
+    /// The first of those that are multiplied together.
+    fn firsts(&self) -> impl Iterator<Item = usize> {
+        std::iter::successors(Some(0), |i| Some(i + self.together(*i)))
+            .take_while(|i| *i < self.count)
+    }
+
+    /// The weights of a unit.
+    fn bytes(&self, i: usize, span: usize) -> [&'w [u8]; 2] {
+        let bytes = |i| {
+            let (format, panel) = (self.weights)(i);
+            span_bytes(format, panel, self.input, span)
+        };
+        [bytes(i), if self.together(i) == 2 { bytes(i + 1) } else { &[] }]
+    }
+}
+
 /// A span of some panels, and the tokens that meet it.
-pub(crate) struct Unit<'a> {
+struct Unit<'a> {
     /// The packed weights of one or two panels, see [`span_bytes`]; those of a second one may be empty.
-    pub(crate) weights: [&'a [u8]; 2],
-    pub(crate) span: usize,
-    pub(crate) tokens: Range<usize>,
+    weights: [&'a [u8]; 2],
+    span: usize,
+    tokens: Range<usize>,
     /// What is read next.
-    pub(crate) next: [&'a [u8]; 2],
+    next: [&'a [u8]; 2],
 }
 
 /// The bytes of a span of a panel; none where there is no such kernel.
-pub(crate) fn span_bytes<'a>(
-    format: Format,
-    panel: &'a [u8],
-    input: &Input,
-    span: usize,
-) -> &'a [u8] {
+fn span_bytes<'a>(format: Format, panel: &'a [u8], input: &Input, span: usize) -> &'a [u8] {
     match format {
         Format::F32 | Format::F16 => &[],
         Format::Bf16 => panel.as_chunks::<{ 2 * PANEL }>().0[span * SPAN..][..input.columns(span)]
@@ -94,7 +198,7 @@ impl Unit<'_> {
 }
 
 /// Adds the products of a unit in bf16 to the totals of its panels.
-pub(crate) fn bf16(
+fn bf16(
     tiles: &Tiles,
     scratch: &mut Scratch,
     unit: &Unit<'_>,
@@ -160,13 +264,7 @@ fn widen_step(columns: &[[u8; 2 * PANEL]; HALVES], w: &mut Weights) {
 
 /// Adds the products of a unit in q4, without the row scales, to the totals of its only
 /// panel.
-pub(crate) fn q4(
-    tiles: &Tiles,
-    scratch: &mut Scratch,
-    unit: &Unit<'_>,
-    input: &Input,
-    totals: &mut Totals,
-) {
+fn q4(tiles: &Tiles, scratch: &mut Scratch, unit: &Unit<'_>, input: &Input, totals: &mut Totals) {
     let Scratch { q4: w, products: Aligned(products), nobody, .. } = scratch;
     let [first, second] = products.as_chunks_mut::<2>().0 else { unreachable!("twice two") };
     let (mut sums, mut before) = (first, second);
@@ -272,13 +370,7 @@ fn q4_scales(scales: &[u8], index: usize) -> __m512i {
 }
 
 /// Adds the products of a unit in q8 to the totals of its only panel.
-pub(crate) fn q8(
-    tiles: &Tiles,
-    scratch: &mut Scratch,
-    unit: &Unit<'_>,
-    input: &Input,
-    totals: &mut Totals,
-) {
+fn q8(tiles: &Tiles, scratch: &mut Scratch, unit: &Unit<'_>, input: &Input, totals: &mut Totals) {
     let Scratch { q8: w, products: Aligned(sums), .. } = scratch;
     let groups = unit.weights[0].as_chunks().0;
     for (group, w) in groups.iter().zip(&mut *w) {

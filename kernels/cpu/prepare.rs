@@ -300,10 +300,6 @@ impl Kernel for PrepareTiles<'_> {
         let Prepare { places, tile, .. } = self.0;
         let first = tile * places.tile_len;
         for span in self.0.spans.clone() {
-            if places.kinds.floats {
-                let rows: [_; MOST_TOKENS] = std::array::from_fn(|i| self.0.row(span, i));
-                self.0.store_floats(s, span, &rows);
-            }
             for i in 0..self.0.tokens() {
                 self.token(s, span, first + i, self.0.row(span, i));
             }
