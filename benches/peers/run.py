@@ -60,7 +60,9 @@ def python_of(engine, scratch):
     python = f"{folder}/bin/python"
     if not os.path.exists(f"{folder}/ready"):
         venv.create(folder, with_pip=True)
-        subprocess.run([python, "-m", "pip", "install", "-q", *PACKAGES[engine]], check=True)
+        # GCC 12 takes the shapes of the tiles in llama.cpp's AMX code for stores that nobody reads, and leaves them out: then it crashes.
+        env = dict(os.environ, CXXFLAGS="-fno-tree-dse -fno-dse")
+        subprocess.run([python, "-m", "pip", "install", "-q", *PACKAGES[engine]], check=True, env=env)
         open(f"{folder}/ready", "w").close()
     return python
 
@@ -122,13 +124,19 @@ class Engine:
     def read(self):
         line = self.process.stdout.readline()
         if not line:
-            sys.exit(f"{self.process.args} ended: {self.process.wait()}")
+            self.fail()
         return json.loads(line)
 
     def ask(self, **test):
-        self.process.stdin.write(json.dumps(test) + "\n")
-        self.process.stdin.flush()
+        try:
+            self.process.stdin.write(json.dumps(test) + "\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            self.fail()
         return self.read()
+
+    def fail(self):
+        sys.exit(f"{self.process.args} ended: {self.process.wait()}")
 
     def end(self):
         self.process.stdin.close()

@@ -85,9 +85,10 @@ impl Drop for Tiles {
     }
 }
 
-/// Two tiles of tokens times two of weights for each step of columns; `$begin` fills the registers of the sums.
+/// Two tiles of tokens times two of weights for each step of columns. `$begin` fills the four registers of the sums, `$end`
+/// stores them, with more operands.
 macro_rules! two_by_two {
-    ([$($begin:literal),*], $dot:literal, $x:expr, $w:expr, $steps:expr, $sums:expr) => {
+    ([$($begin:literal),*], $dot:literal, [$($end:literal),*], $x:expr, $w:expr, $($operands:tt)*) => {
         asm!(
             $($begin,)*
             "2:",
@@ -102,19 +103,15 @@ macro_rules! two_by_two {
             "add {x0}, 1024",
             "add {x1}, 1024",
             "add {w}, 2048",
-            "dec {steps}",
+            "dec {count}",
             "jnz 2b",
-            "tilestored [{s0} + {line}], tmm0",
-            "tilestored [{s1} + {line}], tmm1",
-            "tilestored [{s0} + {line} + 1024], tmm2",
-            "tilestored [{s1} + {line} + 1024], tmm3",
+            $($end,)*
             x0 = inout(reg) $x[0].as_ptr() => _,
             x1 = inout(reg) $x[1].as_ptr() => _,
             w = inout(reg) $w.as_ptr() => _,
-            steps = inout(reg) $steps => _,
-            s0 = in(reg) $sums[0].as_mut_ptr(),
-            s1 = in(reg) $sums[1].as_mut_ptr(),
+            count = inout(reg) $w.len() => _,
             line = in(reg) LINE,
+            $($operands)*
             out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
             out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
             options(nostack),
@@ -158,10 +155,16 @@ pub(crate) fn add_bf16(
                 "tileloadd tmm3, [{s1} + {line} + 1024]"
             ],
             "tdpbf16ps",
+            [
+                "tilestored [{s0} + {line}], tmm0",
+                "tilestored [{s1} + {line}], tmm1",
+                "tilestored [{s0} + {line} + 1024], tmm2",
+                "tilestored [{s1} + {line} + 1024], tmm3"
+            ],
             x,
             w,
-            w.len(),
-            sums
+            s0 = in(reg) sums[0].as_mut_ptr(),
+            s1 = in(reg) sums[1].as_mut_ptr(),
         );
     }
 }
@@ -185,61 +188,41 @@ pub(crate) fn multiply_bytes(
     assert!(!w.is_empty() && x.iter().all(|x| x.len() == w.len()), "steps of both sides");
     // SAFETY: as above; the rows of `before` are 32, and in each turn two of them are added.
     unsafe {
-        asm!(
-            "tilezero tmm0",
-            "tilezero tmm1",
-            "tilezero tmm2",
-            "tilezero tmm3",
-            "2:",
-            "tileloadd tmm4, [{x0} + {line}]",
-            "tileloadd tmm6, [{w} + {line}]",
-            "tdpbssd tmm0, tmm4, tmm6",
-            "tileloadd tmm7, [{w} + {line} + 1024]",
-            "tdpbssd tmm1, tmm4, tmm7",
-            "tileloadd tmm5, [{x1} + {line}]",
-            "tdpbssd tmm2, tmm5, tmm6",
-            "tdpbssd tmm3, tmm5, tmm7",
-            "add {x0}, 1024",
-            "add {x1}, 1024",
-            "add {w}, 2048",
-            "dec {steps}",
-            "jnz 2b",
-            "mov {steps}, 16",
-            "3:",
-            "vpslld zmm0, [{sums}], 7",
-            "vpslld zmm1, [{sums} + 64], 7",
-            "vpaddd zmm0, zmm0, [{sums} + 2048]",
-            "vpaddd zmm1, zmm1, [{sums} + 2112]",
-            "vcvtdq2ps zmm0, zmm0",
-            "vcvtdq2ps zmm1, zmm1",
-            "vbroadcastss zmm2, [{scales}]",
-            "vbroadcastss zmm3, [{scales} + 4]",
-            "vfmadd213ps zmm0, zmm2, [{totals}]",
-            "vfmadd213ps zmm1, zmm3, [{totals} + 64]",
-            "vmovups [{totals}], zmm0",
-            "vmovups [{totals} + 64], zmm1",
-            "add {sums}, 128",
-            "add {scales}, 8",
-            "add {totals}, 128",
-            "dec {steps}",
-            "jnz 3b",
-            "tilestored [{to} + {line}], tmm0",
-            "tilestored [{to} + {line} + 2048], tmm1",
-            "tilestored [{to} + {line} + 1024], tmm2",
-            "tilestored [{to} + {line} + 3072], tmm3",
-            x0 = inout(reg) x[0].as_ptr() => _,
-            x1 = inout(reg) x[1].as_ptr() => _,
-            w = inout(reg) w.as_ptr() => _,
-            steps = inout(reg) w.len() => _,
+        two_by_two!(
+            ["tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3"],
+            "tdpbssd",
+            [
+                "mov {count}, 16",
+                "3:",
+                "vpslld zmm0, [{sums}], 7",
+                "vpslld zmm1, [{sums} + 64], 7",
+                "vpaddd zmm0, zmm0, [{sums} + 2048]",
+                "vpaddd zmm1, zmm1, [{sums} + 2112]",
+                "vcvtdq2ps zmm0, zmm0",
+                "vcvtdq2ps zmm1, zmm1",
+                "vbroadcastss zmm2, [{scales}]",
+                "vbroadcastss zmm3, [{scales} + 4]",
+                "vfmadd213ps zmm0, zmm2, [{totals}]",
+                "vfmadd213ps zmm1, zmm3, [{totals} + 64]",
+                "vmovups [{totals}], zmm0",
+                "vmovups [{totals} + 64], zmm1",
+                "add {sums}, 128",
+                "add {scales}, 8",
+                "add {totals}, 128",
+                "dec {count}",
+                "jnz 3b",
+                "tilestored [{to} + {line}], tmm0",
+                "tilestored [{to} + {line} + 2048], tmm1",
+                "tilestored [{to} + {line} + 1024], tmm2",
+                "tilestored [{to} + {line} + 3072], tmm3"
+            ],
+            x,
+            w,
             sums = inout(reg) before.sums.as_ptr() => _,
             scales = inout(reg) before.scales.as_ptr() => _,
             totals = inout(reg) before.totals.as_mut_ptr() => _,
             to = in(reg) sums.as_mut_ptr(),
-            line = in(reg) LINE,
             out("zmm0") _, out("zmm1") _, out("zmm2") _, out("zmm3") _,
-            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
-            options(nostack),
         );
     }
 }

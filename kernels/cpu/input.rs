@@ -13,7 +13,10 @@
 //!   32 columns, like the weights;
 //! - 8-bit integers for q4, with a scale for each token and span.
 //!
-//! One side of the products of bytes must be unsigned. With AVX-512 these are the weights, so the activations are signed,
+//! For prompts with AMX, bf16 and bytes lie as its tiles need them, `[span][16 tokens][64 bytes of columns][token][byte]`, and nothing is
+//! raised: see [`super::linear_amx`].
+//!
+//! Else, one side of the products of bytes must be unsigned. With AVX-512 these are the weights, so the activations are signed,
 //! with sums of columns to take off what raising the weights adds; with AVX2 (q4) they are so for a single token, for many they
 //! are unsigned (plus 128).
 
@@ -89,7 +92,7 @@ pub struct Input {
     pub(super) words: Lines<i16>,
     /// `[span][token]`: what a unit of `words` is worth.
     pub(super) word_scales: Lines<f32>,
-    /// For q4.
+    /// For q4; in tiles as `halves`, with 64 columns.
     pub(super) bytes: Lines<u8>,
     /// `[span][token]`: what a unit of `bytes` is worth.
     pub(super) byte_scales: Lines<f32>,
@@ -97,9 +100,9 @@ pub struct Input {
     pub(super) sums: Lines<i16>,
     /// For AVX-512, `[span][tile][16 columns][token]`: minus what raising the codes adds to the sum of the columns.
     pub(super) offsets: Lines<i32>,
-    /// For q8 and AVX-512; of each 4 columns in the order of [`super::quantized::Q8_ORDER`].
+    /// For q8 and AVX-512, as `bytes`; of each 4 columns in the order of [`super::quantized::Q8_ORDER`].
     pub(super) fine_bytes: Lines<u8>,
-    /// `[span][tile][32 columns][token]`: what a unit of `fine_bytes` is worth.
+    /// `[span][tile][32 columns][token]`, in tiles `[32 columns][token]`: what a unit of `fine_bytes` is worth.
     pub(super) fine_scales: Lines<f32>,
     /// As `fine_scales`: minus what raising the weights adds to the sum of the columns.
     pub(super) fine_offsets: Lines<i32>,
