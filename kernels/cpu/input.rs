@@ -14,7 +14,7 @@
 //! - 8-bit integers for q4, with a scale for each token and span.
 //!
 //! For prompts with AMX, bf16 and bytes lie as its tiles need them, `[span][16 tokens][64 bytes of columns][token][byte]`, and nothing is
-//! raised: see [`super::linear_amx`].
+//! raised: see `linear_amx`.
 //!
 //! Else, one side of the products of bytes must be unsigned. With AVX-512 these are the weights, so the activations are signed,
 //! with sums of columns to take off what raising the weights adds; with AVX2 (q4) they are so for a single token, for many they

@@ -9,9 +9,11 @@
 //! sums stay in the cache until they are complete; then come bias, residual or gate, and each output is written
 //! once.
 //!
+//! With AMX, prompts go another way, see `linear_amx`: groups of panels at a time, with the same results.
+//!
 //! A single token is bound by memory, and a core that reads one stream may leave some of it unused: the hardware looks
 //! ahead in each stream only so far. So the run of panels is cut into equal pieces, which are read side by side, as many as
-//! `streams` says; asking for the data beforehand with prefetch instructions made it worse wherever it was tried.
+//! `streams` says; whether it is asked for beforehand, says `ahead`.
 
 use std::marker::PhantomData;
 use std::ops::Range;

@@ -7,7 +7,11 @@
 //! - **q4**: `code × group scale` has 13 bits, so it is a byte times 128 and another byte; sums of integers over a span are exact,
 //!   however they are made. Two products for each weight, and no multiplication for each group: as fast as bf16.
 //! - **q8**: a sum of 32 products for each scale, which enters as there. A register holds 64 columns, so half of the
-//!   weights beside each are zeros. That keeps up with the conversions of the sums, which take longer.
+//!   weights beside each are zeros: what becomes of the sums takes longer than the products.
+//!
+//! Where the time goes: activations that come from the third-level cache are slow (10 bytes for each cycle, where 32 are
+//! needed), hence the blocks of columns; sums that are stored and read again at once have to be waited for, hence `Pending`. Measured
+//! for 256 tokens and 2048 × 2048, one core: bf16 1050, q4 1010, q8 600 GOP/s; AVX-512 80, 290 and 320.
 
 #![cfg(target_arch = "x86_64")]
 #![allow(clippy::wildcard_imports, reason = "the names of the intrinsics say where they come from")]
@@ -262,8 +266,7 @@ fn widen_step(columns: &[[u8; 2 * PANEL]; HALVES], w: &mut Weights) {
     }
 }
 
-/// Adds the products of a unit in q4, without the row scales, to the totals of its only
-/// panel.
+/// Adds the products of a unit in q4, without the row scales, to the totals of its only panel.
 fn q4(tiles: &Tiles, scratch: &mut Scratch, unit: &Unit<'_>, input: &Input, totals: &mut Totals) {
     let Scratch { q4: w, products: Aligned(products), nobody, .. } = scratch;
     let [first, second] = products.as_chunks_mut::<2>().0 else { unreachable!("twice two") };
