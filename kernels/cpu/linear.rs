@@ -229,9 +229,10 @@ impl Part<'_> {
                 let tokens = tokens(self.input, &block);
                 linear_amx::totals(tiles, self.input, tokens, count, &weights, finish);
             }
-            return;
         }
-        unreachable!("an input in tiles on a CPU that has none");
+        // On other CPUs no input is in tiles.
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = (count, weights, finish);
     }
 }
 
