@@ -50,12 +50,8 @@ impl Isa {
         {
             all.extend(Avx2::detect().map(|avx2| Self(Level::Avx2(avx2))));
             if let Some(avx512) = Avx512::detect() {
-                all.extend(
-                    [Some(avx512), avx512.with_amx()]
-                        .into_iter()
-                        .flatten()
-                        .map(|it| Self(Level::Avx512(it))),
-                );
+                all.push(Self(Level::Avx512(avx512)));
+                all.extend(avx512.with_amx().map(|amx| Self(Level::Avx512(amx))));
             }
         }
         all

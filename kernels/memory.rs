@@ -14,7 +14,7 @@ use half::{bf16, f16};
 use crate::platform::Mapping;
 
 /// Blocks begin at multiples of this: a cache line.
-const ALIGN: usize = 64;
+pub(crate) const ALIGN: usize = 64;
 
 /// Small blocks share mappings of this size.
 const CHUNK: usize = 64 << 20;

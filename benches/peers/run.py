@@ -61,7 +61,7 @@ def python_of(engine, scratch):
     if not os.path.exists(f"{folder}/ready"):
         venv.create(folder, with_pip=True)
         # GCC 12 takes the shapes of the tiles in llama.cpp's AMX code for stores that nobody reads, and leaves them out: then it crashes.
-        env = dict(os.environ, CXXFLAGS="-fno-tree-dse -fno-dse")
+        env = dict(os.environ, CXXFLAGS=os.environ.get("CXXFLAGS", "") + " -fno-tree-dse -fno-dse")
         subprocess.run([python, "-m", "pip", "install", "-q", *PACKAGES[engine]], check=True, env=env)
         open(f"{folder}/ready", "w").close()
     return python

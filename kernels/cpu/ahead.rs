@@ -1,17 +1,16 @@
 //! Asking for weights before a single token reads them.
 //!
 //! Intel's cores look ahead in a stream no further than the end of a page of 4 KiB. With weights that are asked for one KiB
-//! before they are read, two cores of a Xeon with AMX read q4 at 27 GB/s instead of 21 to 25, q8 at 28 instead of 25, bf16 at 28
-//! instead of 24, where 30 can be had. Half or twice that distance is nearly as good, eight times is worse than nothing. On Zen 3
-//! and 4 it made things worse wherever it was tried, so there it is left to the core.
+//! before they are read, two cores of a Xeon with AMX read q4 at 28 GB/s instead of 21 to 24, q8 at 29 instead of 25, bf16 at 30
+//! instead of 24, where 31 can be had. A line is asked for with each that is read: many at once gave half of that. Half or twice the
+//! distance is nearly as good, eight times is no better or worse than nothing. On Zen 3 and 4 it made things worse wherever it was tried, so there it is left to the core.
 
 use std::sync::OnceLock;
 
+use crate::memory::ALIGN;
+
 /// How far ahead, in bytes.
 const DISTANCE: usize = 1024;
-
-/// Bytes that come together.
-const LINE: usize = 64;
 
 /// Whether weights should be asked for on this CPU.
 pub(crate) fn pays() -> bool {
@@ -34,19 +33,20 @@ fn is_intel() -> bool {
 /// Asks for as much as `now` holds, from [`DISTANCE`] behind its start on.
 #[inline(always)]
 pub(crate) fn ask<T>(now: &T) {
-    for line in 0..size_of::<T>().div_ceil(LINE) {
-        prefetch(std::ptr::from_ref(now).cast(), DISTANCE + line * LINE);
+    for at in (0..size_of::<T>()).step_by(ALIGN) {
+        prefetch(std::ptr::from_ref(now).cast(), DISTANCE + at);
     }
 }
 
+/// Asks for the cache line `at` bytes behind `start`, wherever that is.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
-fn prefetch(start: *const i8, at: usize) {
+pub(crate) fn prefetch(start: *const u8, at: usize) {
     use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
     // SAFETY: a prefetch of any address is allowed.
-    unsafe { _mm_prefetch::<_MM_HINT_T0>(start.wrapping_add(at)) };
+    unsafe { _mm_prefetch::<_MM_HINT_T0>(start.wrapping_add(at).cast()) };
 }
 
 #[cfg(not(target_arch = "x86_64"))]
 #[inline(always)]
-fn prefetch(_start: *const i8, _at: usize) {}
+pub(crate) fn prefetch(_start: *const u8, _at: usize) {}

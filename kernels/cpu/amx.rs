@@ -15,7 +15,9 @@ use std::marker::PhantomData;
 
 use half::bf16;
 
+use super::input::TILED_TOKENS;
 pub(crate) use super::input::{TILE_LINE as LINE, TILE_SIDE as SIDE};
+use crate::memory::Aligned;
 
 /// Bytes of a register.
 pub(crate) const TILE: usize = SIDE * LINE;
@@ -131,9 +133,7 @@ pub(crate) type Halves = [[bf16; 2]; TILE / 4];
 pub(crate) type Bytes = [u8; TILE];
 
 /// Weights of a step: `[4 bytes of columns][row][4]`.
-#[derive(Clone, Copy)]
-#[repr(align(64))]
-pub(crate) struct Weights(pub(crate) [[u8; LINE]; SIDE]);
+pub(crate) type Weights = Aligned<[[u8; LINE]; SIDE]>;
 
 /// Sums of 16 tokens, `[token][row]`.
 pub(crate) type Sums<T> = [[T; SIDE]; SIDE];
@@ -174,8 +174,8 @@ pub(crate) fn add_bf16(
 /// Sums of integers that are not yet part of the totals: `128 × sums[0] + sums[1]` of 32 tokens.
 pub(crate) struct Pending<'a> {
     pub(crate) sums: &'a [[Sums<i32>; 2]; 2],
-    pub(crate) scales: &'a [f32; 2 * SIDE],
-    pub(crate) totals: &'a mut [[f32; SIDE]; 2 * SIDE],
+    pub(crate) scales: &'a [f32; TILED_TOKENS],
+    pub(crate) totals: &'a mut [[f32; SIDE]; TILED_TOKENS],
 }
 
 /// `sums[w][x] = x · w`, exactly; both sides are signed. Meanwhile, `before.totals += before.sums × before.scales`: sums

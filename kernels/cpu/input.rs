@@ -23,8 +23,6 @@
 use half::bf16;
 
 use super::ahead;
-#[cfg(target_arch = "x86_64")]
-use super::amx;
 use super::prepare::{Places, Prepare, PrepareTiles};
 use super::quantized::{Q4_COLUMNS, Q8_COLUMNS};
 use super::rows::{Rows, RowsKernel};
@@ -148,6 +146,7 @@ impl Input {
             isa.multiplies_tiles() && formats.iter().all(|format| self.n >= fewest_tiled(*format));
         self.make_room();
         let (tiles, spans) = (self.n.div_ceil(self.tile_len), self.spans());
+        let tiled = self.kinds.tiled;
         let places = Places::new(self);
         // A region costs more than a single token's activations.
         let few = x.len() <= 1 << 14;
@@ -156,7 +155,7 @@ impl Input {
             let first = part / tiles * RUN;
             let (tile, spans) = (part % tiles, first..spans.min(first + RUN));
             let prepare = Prepare { x, places: &places, tile, spans };
-            match places.tiled() {
+            match tiled {
                 true => isa.run(PrepareTiles(prepare)),
                 false => isa.run(prepare),
             }
@@ -196,27 +195,19 @@ impl Input {
         self.kinds.padded(self.n)
     }
 
-    /// The tiles of a span for the 32 tokens from `token` on, one for each 32 columns.
-    #[cfg(target_arch = "x86_64")]
+    /// The tiles of a span for the 32 tokens from `token` on, out of `all`, each of so many columns.
     #[inline(always)]
-    pub(crate) fn tiles_of_halves(&self, span: usize, token: usize) -> [&[amx::Halves]; 2] {
-        let steps = self.columns(span).div_ceil(amx::HALVES);
-        let first = span * SPAN / amx::HALVES * self.padded() / amx::SIDE;
-        two(self.halves.as_chunks().0, first + token / amx::SIDE * steps, steps)
-    }
-
-    /// The tiles of a span for the 32 tokens from `token` on, one for each 64 columns, out of one of the vectors of bytes.
-    #[cfg(target_arch = "x86_64")]
-    #[inline(always)]
-    pub(crate) fn tiles_of_bytes<'a>(
+    pub(crate) fn tiles<'a, T>(
         &self,
-        bytes: &'a [u8],
+        all: &'a [T],
+        columns: usize,
         span: usize,
         token: usize,
-    ) -> [&'a [amx::Bytes]; 2] {
-        let steps = self.columns(span).div_ceil(COLUMNS);
-        let first = span * SPAN / COLUMNS * self.padded() / amx::SIDE;
-        two(bytes.as_chunks().0, first + token / amx::SIDE * steps, steps)
+    ) -> [&'a [T]; 2] {
+        let steps = self.columns(span).div_ceil(columns);
+        let first = first_tile(self.padded(), columns, steps, span, token);
+        let (a, b) = all[first..first + 2 * steps].split_at(steps);
+        [a, b]
     }
 
     pub(crate) fn spans(&self) -> usize {
@@ -283,12 +274,16 @@ fn fewest_tiled(format: Format) -> usize {
     }
 }
 
-/// `steps` elements from `first` on, and as many after them.
-#[cfg(target_arch = "x86_64")]
+/// Where the tiles of a token begin in a span: `steps` of them, each of so many columns, with `n` tokens in all.
 #[inline(always)]
-fn two<T>(all: &[T], first: usize, steps: usize) -> [&[T]; 2] {
-    let (a, b) = all[first..first + 2 * steps].split_at(steps);
-    [a, b]
+pub(super) fn first_tile(
+    n: usize,
+    columns: usize,
+    steps: usize,
+    span: usize,
+    token: usize,
+) -> usize {
+    SPAN / columns * span * n / TILE_SIDE + token / TILE_SIDE * steps
 }
 
 /// How many tokens a tile holds.

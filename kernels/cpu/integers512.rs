@@ -77,7 +77,7 @@ pub(crate) fn q4<const P: usize>(
 /// 64 bytes from place `at` of `from`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn load(from: &[u8], at: usize) -> __m512i {
+pub(super) fn load(from: &[u8], at: usize) -> __m512i {
     let from = &from[at..at + 64];
     // SAFETY: the slice is 64 bytes long.
     unsafe { _mm512_loadu_si512(from.as_ptr().cast()) }
@@ -97,7 +97,7 @@ fn groups<const P: usize, const N: usize>(w: [&[[u8; N]]; P], i: usize) -> [&[u8
 /// 16 scales of a q8 group, from place `at`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn load_f16(from: &[u8], at: usize) -> __m512 {
+pub(super) fn load_f16(from: &[u8], at: usize) -> __m512 {
     let from = &from[at..at + 32];
     // SAFETY: the slice is 32 bytes long.
     _mm512_cvtph_ps(unsafe { _mm256_loadu_si256(from.as_ptr().cast()) })
@@ -232,10 +232,17 @@ fn q8_add<const P: usize, const T: usize>(
         }
         let scales = load_f16(groups[p], half * 2 * PANEL);
         for ((sum, products), x_scale) in sums[p].iter_mut().zip(products).zip(x_scales) {
-            let products = _mm512_mul_ps(_mm512_cvtepi32_ps(products), _mm512_set1_ps(*x_scale));
-            *sum = _mm512_fmadd_ps(products, scales, *sum);
+            *sum = q8_scaled(products, scales, *x_scale, *sum);
         }
     }
+}
+
+/// `sum` and the products of 32 columns, with the scales of both sides.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+pub(super) fn q8_scaled(products: __m512i, scales: __m512, x_scale: f32, sum: __m512) -> __m512 {
+    let products = _mm512_mul_ps(_mm512_cvtepi32_ps(products), _mm512_set1_ps(x_scale));
+    _mm512_fmadd_ps(products, scales, sum)
 }
 
 // ---------------------------------------------------------------------------------------------- q4
@@ -361,7 +368,7 @@ unsafe fn q4_add<const P: usize, const T: usize, const VBMI: bool>(
 /// Where `VBMI` is set, the CPU has it.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-unsafe fn q4_codes<const VBMI: bool>(codes: __m512i, table: __m512i) -> [__m512i; 2] {
+pub(super) unsafe fn q4_codes<const VBMI: bool>(codes: __m512i, table: __m512i) -> [__m512i; 2] {
     let high = _mm512_srli_epi16::<4>(codes);
     if VBMI {
         // The table repeats itself every 16 bytes, so what stands above the four bits of a code does not matter.
@@ -400,7 +407,7 @@ unsafe fn permute(table: __m512i, places: __m512i) -> __m512i {
 /// The table of the codes (plus 32), in all four quarters.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn table() -> __m512i {
+pub(super) fn table() -> __m512i {
     // SAFETY: the array is 16 bytes long.
     _mm512_broadcast_i32x4(unsafe { _mm_loadu_si128(RAISED_CODES.as_ptr().cast()) })
 }
@@ -408,7 +415,7 @@ fn table() -> __m512i {
 /// The scales of 16 columns out of 64.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn q4_scales(group: &[u8; Q4_GROUP], index: usize) -> __m512i {
+pub(super) fn q4_scales(group: &[u8; Q4_GROUP], index: usize) -> __m512i {
     let from = &group[index / 2 * 2 * PANEL..][..2 * PANEL];
     // SAFETY: the slice is 32 bytes long.
     let both = _mm512_cvtepi8_epi16(unsafe { _mm256_loadu_si256(from.as_ptr().cast()) });

@@ -6,7 +6,7 @@ use half::bf16;
 
 use super::elementwise::Narrow;
 use super::functions::largest_magnitude;
-use super::input::{Input, Kinds, MOST_TOKENS, SPAN, TILE_LINE, TILE_SIDE};
+use super::input::{Input, Kinds, MOST_TOKENS, SPAN, TILE_LINE, TILE_SIDE, first_tile};
 use super::quantized::{Q4_COLUMNS, Q4_RAISED, Q8_COLUMNS, Q8_ORDER, Q8_RAISED};
 use super::shared::SharedMut;
 use super::simd::{Kernel, LANES, Round, Simd};
@@ -50,11 +50,6 @@ impl<'a> Places<'a> {
             fine_scales: SharedMut::new(&mut input.fine_scales),
             fine_offsets: SharedMut::new(&mut input.fine_offsets),
         }
-    }
-
-    /// Whether they are laid out for AMX.
-    pub(super) fn tiled(&self) -> bool {
-        self.kinds.tiled
     }
 }
 
@@ -235,12 +230,7 @@ impl Prepare<'_> {
         s.prefetch_to_write(to);
         let (mut scales, mut offsets) = ([[0.0; GROUPS]; N], [[0; GROUPS]; N]);
         for (i, row) in rows[..self.tokens()].iter().enumerate() {
-            let groups = bytes[i].as_chunks_mut::<Q8_COLUMNS>().0;
-            groups[row.len().div_ceil(Q8_COLUMNS)..].fill([0; Q8_COLUMNS]);
-            let groups = row.chunks(Q8_COLUMNS).zip(groups);
-            for (scale, (row, to)) in scales[i].iter_mut().zip(groups) {
-                *scale = round_to(s, row, f32::from(i8::MAX), to);
-            }
+            scales[i] = round_groups(s, row, &mut bytes[i]);
             let sums = sums_of_columns(s, &bytes[i]);
             for (offset, [a, b]) in offsets[i].iter_mut().zip(sums.as_chunks().0) {
                 *offset = -i32::from(Q8_RAISED) * (a + b);
@@ -248,10 +238,7 @@ impl Prepare<'_> {
         }
         self.lay_shared(s, span, width, &scales, &self.places.fine_scales);
         self.lay_shared(s, span, width, &offsets, &self.places.fine_offsets);
-        // Of four bytes the two in the middle change places.
-        const { assert!(matches!(Q8_ORDER, [0, 2, 1, 3])) };
-        let order = |v: u32| v & 0xff00_00ff | (v & 0xff00) << 8 | (v & 0x00ff_0000) >> 8;
-        self.lay_bytes(s, bytes, order, to);
+        self.lay_bytes(s, bytes, q8_order, to);
     }
 
     /// Lays numbers of the tile's tokens side by side, of which each span of a row has up to `M`, each for as many columns.
@@ -280,9 +267,7 @@ impl Prepare<'_> {
     ) {
         let mut changed = [[[0_u8; 4]; SPAN / 4]; N];
         for (to, from) in changed[..self.tokens()].iter_mut().zip(bytes) {
-            for (to, from) in to.iter_mut().zip(from.as_chunks::<4>().0) {
-                *to = change(u32::from_le_bytes(from.map(|v| v as u8))).to_le_bytes();
-            }
+            change_fours(from, &change, to);
         }
         let rows = changed.each_ref().map(|row| &row[..to.len() / 4 / self.tokens()]);
         interleave(s, &rows, self.tokens(), to.as_chunks_mut::<4>().0);
@@ -329,20 +314,15 @@ impl PrepareTiles<'_> {
         }
         if places.kinds.fine_bytes {
             let mut bytes = [0_i8; SPAN];
-            let groups = bytes.as_chunks_mut::<Q8_COLUMNS>().0;
+            let scales = round_groups(s, row, &mut bytes);
             // Whole groups of the weights.
-            let rows = row.chunks(Q8_COLUMNS).chain([&[][..]]);
             let count = row.len().next_multiple_of(COLUMNS) / Q8_COLUMNS;
-            for (i, (row, to)) in rows.zip(groups).take(count).enumerate() {
-                let scale = round_to(s, row, f32::from(i8::MAX), to);
+            for (i, scale) in scales.into_iter().take(count).enumerate() {
                 self.set(&places.fine_scales, span * SPAN / Q8_COLUMNS + i, token, scale);
             }
-            let mut ordered = [0; SPAN];
-            let fours = ordered.as_chunks_mut::<4>().0.iter_mut();
-            for (to, from) in fours.zip(bytes.as_chunks::<4>().0) {
-                *to = Q8_ORDER.map(|place| from[place] as u8);
-            }
-            self.lay(span, token, row.len(), &ordered, &places.fine_bytes);
+            let mut ordered = [[0; 4]; SPAN / 4];
+            change_fours(&bytes, q8_order, &mut ordered);
+            self.lay(span, token, row.len(), ordered.as_flattened(), &places.fine_bytes);
         }
     }
 
@@ -369,12 +349,43 @@ impl PrepareTiles<'_> {
         let len = TILE_LINE / size_of::<T>();
         let width = SPAN / (row.len() / len);
         let steps = columns.div_ceil(width);
-        let tile = SPAN / width * span * kinds.padded(n) / TILE_SIDE + token / TILE_SIDE * steps;
+        let tile = first_tile(kinds.padded(n), width, steps, span, token);
         for (i, line) in row.chunks_exact(len).take(steps).enumerate() {
             // SAFETY: each token has its own line, and belongs to one part.
             let to = unsafe { all.slice(((tile + i) * TILE_SIDE + token % TILE_SIDE) * len, len) };
             to.copy_from_slice(line);
         }
+    }
+}
+
+/// Rounds each 32 columns of a row to 8 bits, and gives their scales; what is behind the row becomes zero.
+#[inline(always)]
+fn round_groups<S: Simd>(s: S, row: &[f32], bytes: &mut [i8; SPAN]) -> [f32; SPAN / Q8_COLUMNS] {
+    let groups = bytes.as_chunks_mut::<Q8_COLUMNS>().0;
+    groups[row.len().div_ceil(Q8_COLUMNS)..].fill([0; Q8_COLUMNS]);
+    let mut scales = [0.0; SPAN / Q8_COLUMNS];
+    for (scale, (row, to)) in scales.iter_mut().zip(row.chunks(Q8_COLUMNS).zip(groups)) {
+        *scale = round_to(s, row, f32::from(i8::MAX), to);
+    }
+    scales
+}
+
+/// Four bytes in the order of q8: the two in the middle change places.
+#[inline(always)]
+fn q8_order(v: u32) -> u32 {
+    const { assert!(matches!(Q8_ORDER, [0, 2, 1, 3])) };
+    v & 0xff00_00ff | (v & 0xff00) << 8 | (v & 0x00ff_0000) >> 8
+}
+
+/// Changes four bytes at a time.
+#[inline(always)]
+fn change_fours(
+    bytes: &[i8; SPAN],
+    change: impl Fn(u32) -> u32,
+    changed: &mut [[u8; 4]; SPAN / 4],
+) {
+    for (to, from) in changed.iter_mut().zip(bytes.as_chunks::<4>().0) {
+        *to = change(u32::from_le_bytes(from.map(|v| v as u8))).to_le_bytes();
     }
 }
 

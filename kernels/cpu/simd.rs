@@ -317,6 +317,7 @@ mod avx2 {
     use half::{bf16, f16};
 
     use super::{Kernel, LANES, Simd};
+    use crate::cpu::ahead;
 
     /// Proof that the CPU has AVX2, FMA and F16C: only [`Avx2::detect`] makes one.
     #[derive(Clone, Copy, PartialEq, Eq)]
@@ -355,8 +356,7 @@ mod avx2 {
 
         #[inline(always)]
         fn prefetch(self, soon: &[u8], at: usize) {
-            // SAFETY: a prefetch of any address is allowed.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(soon.as_ptr().cast::<i8>().wrapping_add(at)) };
+            ahead::prefetch(soon.as_ptr(), at);
         }
 
         #[inline(always)]
