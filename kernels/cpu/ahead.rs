@@ -1,9 +1,11 @@
 //! Asking for weights before a single token reads them.
 //!
-//! Intel's cores look ahead in a stream no further than the end of a page of 4 KiB. With weights that are asked for one KiB
-//! before they are read, two cores of a Xeon with AMX read q4 at 28 GB/s instead of 21 to 24, q8 at 29 instead of 25, bf16 at 30
-//! instead of 24, where 31 can be had. A line is asked for with each that is read: many at once gave half of that. Half or twice the
-//! distance is nearly as good, eight times is no better or worse than nothing. On Zen 3 and 4 it made things worse wherever it was tried, so there it is left to the core.
+//! While a core computes with what it has, it looks only so far ahead, and Intel's no further than the end of a page of 4 KiB. With
+//! weights that are asked for one KiB before they are read, two cores of a Xeon with AMX read q4 at 28 GB/s instead of 21 to 24, q8 at 29
+//! instead of 25, bf16 at 30 instead of 24, where 31 can be had; two of Zen 3 read q4 at 27 instead of 22, q8 at 33 instead of 26, and bf16,
+//! which has the least to compute, as before. A line is asked for with each that is read: many at once gave half of that. Half or twice the
+//! distance is nearly as good, eight times is no better or worse than nothing. On Zen 4, with AVX-512, it made things worse wherever it
+//! was tried, so there it is left to the core.
 
 use std::sync::OnceLock;
 
@@ -15,18 +17,21 @@ const DISTANCE: usize = 1024;
 /// Whether weights should be asked for on this CPU.
 pub(crate) fn pays() -> bool {
     static PAYS: OnceLock<bool> = OnceLock::new();
-    *PAYS.get_or_init(is_intel)
+    *PAYS.get_or_init(measured)
 }
 
+/// Everywhere but on Zen 4 and its successors.
 #[cfg(target_arch = "x86_64")]
-fn is_intel() -> bool {
+fn measured() -> bool {
     let vendor = std::arch::x86_64::__cpuid(0);
     let name = [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes);
-    name.as_flattened() == b"GenuineIntel"
+    let amd = name.as_flattened() == b"AuthenticAMD";
+    !(amd && std::arch::is_x86_feature_detected!("avx512f"))
 }
 
+/// On other CPUs [`prefetch`] does nothing.
 #[cfg(not(target_arch = "x86_64"))]
-fn is_intel() -> bool {
+fn measured() -> bool {
     false
 }
 

@@ -151,17 +151,16 @@ fn by_panels(pool: &Pool, panels: usize, n: usize, f: &(dyn Fn(Range<usize>) + S
 
 /// Panels that a core reads side by side for a single token.
 ///
-/// Measured, in GB/s of two cores: Zen 3 reads 30 in one stream each, 37 in two and 38 in four. Zen 4, at times when 64 could
-/// be had, reached with AVX-512 in one, two and four streams 45, – and 60 in bf16, 43, 54 and 51 in q8, 51, 45 and 42 in q4;
-/// at times when 36 could be had, 34, 33 and 33 in q4, and with AVX2 33, 33 and 31. So the more is to be done for each byte, the
-/// fewer streams. Where weights are asked for beforehand ([`super::ahead`]), two are enough for every format: of 31 GB/s, one, two
-/// and four streams reached 25, 29 and 29 in q4, 26, 29 and 29 in q8 and 20, 30 and 30 in bf16 (a Xeon with AMX).
+/// Measured, in GB/s of two cores in one, two and four streams each: Zen 4, at times when 64 could be had, with AVX-512 45, – and 60 in bf16,
+/// 43, 54 and 51 in q8, 51, 45 and 42 in q4; at times when 36 could be had, 34, 33 and 33 in q4, and with AVX2 33, 33 and 31. So the more
+/// is to be done for each byte, the fewer streams. Where weights are asked for beforehand ([`super::ahead`]), two are enough for the
+/// quantised formats: of 31 GB/s, a Xeon with AMX reached 25, 29 and 29 in q4, 26, 29 and 29 in q8 and 20, 30 and 30 in bf16, and Zen 3 25,
+/// 27 and 27, 27, 33 and 33, and (at a better time) 30, 37 and 39.
 fn streams(isa: Isa, format: Format) -> usize {
     match format {
-        _ if ahead::pays() => 2,
-        Format::Q4 if isa.has_vnni() => 1,
+        Format::Q4 if isa.has_vnni() && !ahead::pays() => 1,
         Format::Q4 => 2,
-        Format::Q8 if isa.has_vnni() => 2,
+        Format::Q8 if isa.has_vnni() || ahead::pays() => 2,
         Format::F32 | Format::F16 | Format::Bf16 | Format::Q8 => STREAMS,
     }
 }
