@@ -144,8 +144,9 @@ fn wide_tile<R: Rows, const T: usize>(
 
 #[inline(always)]
 fn add_sums<R: Rows, const T: usize>(r: R, sums: [R::F; T], totals: &mut [[f32; PANEL]]) {
-    for (total, sum) in totals.iter_mut().zip(sums) {
-        r.store(r.add(r.load(total), sum), total);
+    let totals = &mut totals[..T];
+    for t in 0..T {
+        r.store(r.add(r.load(&totals[t]), sums[t]), &mut totals[t]);
     }
 }
 

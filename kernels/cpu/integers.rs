@@ -261,9 +261,10 @@ fn q8_tile<const T: usize>(wide: &Q8Span, x: &[i16], scales: &[f32], totals: &mu
             }
         }
     }
-    for ((sums, scale), totals) in sums.into_iter().zip(scales).zip(totals) {
-        add_scaled(sums[0], *scale, totals, 0);
-        add_scaled(sums[1], *scale, totals, 8);
+    let (scales, totals) = (&scales[..T], &mut totals[..T]);
+    for t in 0..T {
+        add_scaled(sums[t][0], scales[t], &mut totals[t], 0);
+        add_scaled(sums[t][1], scales[t], &mut totals[t], 8);
     }
 }
 
@@ -450,8 +451,10 @@ fn q4_tile<const T: usize>(wide: &[Q4Span; 2], x: &[u8], scales: &[f32], totals:
                 }
             }
         }
-        for ((sum, scale), totals) in sums.into_iter().zip(scales).zip(totals.iter_mut()) {
-            add_scaled(_mm256_cvtepi32_ps(sum), *scale, totals, 8 * half);
+        // With zipped iterators, which of them ends first would be looked up in memory for each token: a tenth of the time.
+        let (scales, totals) = (&scales[..T], &mut totals[..T]);
+        for t in 0..T {
+            add_scaled(_mm256_cvtepi32_ps(sums[t]), scales[t], &mut totals[t], 8 * half);
         }
     }
 }

@@ -114,12 +114,13 @@ fn add_products(sum: __m512i, w: __m512i, x: [u8; 4]) -> __m512i {
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 fn add_scaled<const T: usize>(sums: [__m512; T], scales: &[f32], totals: &mut Totals) {
-    for ((sum, scale), totals) in sums.into_iter().zip(scales).zip(totals) {
+    let (scales, totals) = (&scales[..T], &mut totals[..T]);
+    for t in 0..T {
         // SAFETY: the array is 64 bytes long.
         unsafe {
-            let total = _mm512_loadu_ps(totals.as_ptr());
-            let total = _mm512_fmadd_ps(sum, _mm512_set1_ps(*scale), total);
-            _mm512_storeu_ps(totals.as_mut_ptr(), total);
+            let total = _mm512_loadu_ps(totals[t].as_ptr());
+            let total = _mm512_fmadd_ps(sums[t], _mm512_set1_ps(scales[t]), total);
+            _mm512_storeu_ps(totals[t].as_mut_ptr(), total);
         }
     }
 }
