@@ -24,10 +24,11 @@ use super::linear::Totals;
 use super::quantized::{CODES, Q4_COLUMNS, Q8_COLUMNS, RAISED_CODES, q4_span, q8_span};
 use super::rows::{Halves, Rows};
 use super::simd::Avx2;
+use super::whole_tiles;
 use crate::packed::{COLUMNS, PANEL, Q4_GROUP, Q8_GROUP};
 
 /// Tokens of a tile.
-const TOKENS: usize = Halves::<Avx2>::TOKENS;
+pub(super) const TOKENS: usize = Halves::<Avx2>::TOKENS;
 
 /// The dot products of q8 panels with the tokens of some tiles, added to `totals`.
 pub(crate) fn q8<const P: usize>(
@@ -214,7 +215,10 @@ fn q8_tiles(panel: &[u8], input: &Input, tiles: Range<usize>, totals: &mut Total
             let tokens = input.tokens(tile);
             let x = &input.words[start..start + columns * tokens];
             let scales = &input.word_scales[span * input.n + tile * TOKENS..];
-            by_tokens!(tokens up to TOKENS, T => q8_tile::<T>(&wide, x, scales, totals));
+            match tokens {
+                TOKENS => q8_whole_tile(&wide, x, scales, totals),
+                _ => by_tokens!(tokens up to TOKENS, T => q8_tile::<T>(&wide, x, scales, totals)),
+            }
         }
     }
 }
@@ -234,6 +238,18 @@ fn q8_widen(group: &[u8; Q8_GROUP], index: usize, wide: &mut Q8Span) {
     for (i, scales) in wide.scales[2 * index..][..2].iter_mut().enumerate() {
         store_f32(load_f16(group, i * 2 * PANEL), scales, 0);
         store_f32(load_f16(group, i * 2 * PANEL + 16), scales, 8);
+    }
+}
+
+/// A whole tile times one span.
+#[target_feature(enable = "avx2,fma,f16c")]
+fn q8_whole_tile(wide: &Q8Span, x: &[i16], scales: &[f32], totals: &mut Totals) {
+    let (x, _) = x.as_chunks::<2>().0.as_chunks::<TOKENS>();
+    let sums = whole_tiles::q8(wide.words.as_chunks().0, &wide.scales, x.as_chunks().0);
+    let (scales, totals) = (&scales[..TOKENS], &mut totals[..TOKENS]);
+    for t in 0..TOKENS {
+        add_scaled(load_f32(&sums.0[t][0], 0), scales[t], &mut totals[t], 0);
+        add_scaled(load_f32(&sums.0[t][1], 0), scales[t], &mut totals[t], 8);
     }
 }
 
@@ -368,80 +384,100 @@ fn q4_single_group(
     }
 }
 
-/// 8 rows of a span of a q4 panel, as signed bytes; aligned, or half of all loads would touch two cache lines.
+/// A span of a q4 panel, as signed bytes; aligned, or half of all loads would touch two cache lines.
 #[repr(align(64))]
 struct Q4Span {
     /// `[4 columns][row][4]`
-    codes: [[i8; 32]; SPAN / 4],
+    codes: [[i8; 4 * PANEL]; SPAN / 4],
     /// `[16 columns][row][2]`: each scale twice.
-    scales: [[i16; 16]; SPAN / Q4_COLUMNS],
+    scales: [[i16; 2 * PANEL]; SPAN / Q4_COLUMNS],
     /// What to take off for activations that are raised by 128: for each row, minus 128 times the sum of the weights.
-    offset: [i32; 8],
+    offset: [i32; PANEL],
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
 fn q4_tiles(panel: &[u8], input: &Input, tiles: Range<usize>, totals: &mut Totals) {
-    let empty = || Q4Span {
-        codes: [[0; 32]; SPAN / 4],
-        scales: [[0; 16]; SPAN / Q4_COLUMNS],
-        offset: [0; 8],
+    let mut wide = Q4Span {
+        codes: [[0; 4 * PANEL]; SPAN / 4],
+        scales: [[0; 2 * PANEL]; SPAN / Q4_COLUMNS],
+        offset: [0; PANEL],
     };
-    let mut wide = [empty(), empty()];
     for span in 0..input.spans() {
-        for (half, wide) in wide.iter_mut().enumerate() {
-            q4_widen(q4_span(panel, span), half, wide);
-        }
+        q4_widen(q4_span(panel, span), &mut wide);
         for tile in tiles.clone() {
             let totals = &mut totals[(tile - tiles.start) * TOKENS..];
             let (start, columns) = input.integers(span, tile);
             let tokens = input.tokens(tile);
             let x = &input.bytes[start..start + columns * tokens];
             let scales = &input.byte_scales[span * input.n + tile * TOKENS..];
-            by_tokens!(tokens up to TOKENS, T => q4_tile::<T>(&wide, x, scales, totals));
+            match tokens {
+                TOKENS => q4_whole_tile(&wide, x, scales, totals),
+                _ => by_tokens!(tokens up to TOKENS, T => q4_tile::<T>(&wide, x, scales, totals)),
+            }
         }
     }
 }
 
-/// Widens the lower or the upper 8 rows of a span.
+/// Widens a span.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn q4_widen(groups: &[[u8; Q4_GROUP]], half: usize, wide: &mut Q4Span) {
+fn q4_widen(groups: &[[u8; Q4_GROUP]], wide: &mut Q4Span) {
     let table = table(&CODES);
     let raised = _mm256_set1_epi8(128_u8 as i8);
-    let mut offset = _mm256_setzero_si256();
+    let mut offsets = [_mm256_setzero_si256(); 2];
     let places =
         wide.codes.as_chunks_mut::<16>().0.iter_mut().zip(wide.scales.as_chunks_mut::<4>().0);
     for (group, (codes, scales)) in groups.iter().zip(places) {
-        for i in 0..2 {
-            let (_, both) = q4_scales(group, i * 2 * PANEL + 16 * half);
-            store(both[0], &mut scales[2 * i], 0);
-            store(both[1], &mut scales[2 * i + 1], 0);
-        }
-        for (i, codes) in codes.as_chunks_mut::<2>().0.iter_mut().enumerate() {
-            let two = q4_codes(load(group, 4 * PANEL + i * 4 * PANEL + 32 * half), table);
-            store(two[0], &mut codes[0], 0);
-            store(two[1], &mut codes[1], 0);
-            let products = _mm256_add_epi16(
-                _mm256_maddubs_epi16(raised, two[0]),
-                _mm256_maddubs_epi16(raised, two[1]),
-            );
-            offset = _mm256_sub_epi32(offset, _mm256_madd_epi16(products, load(&scales[i / 2], 0)));
+        for (half, offset) in offsets.iter_mut().enumerate() {
+            for i in 0..2 {
+                let (_, both) = q4_scales(group, i * 2 * PANEL + 16 * half);
+                store(both[0], &mut scales[2 * i], 16 * half);
+                store(both[1], &mut scales[2 * i + 1], 16 * half);
+            }
+            for (i, codes) in codes.as_chunks_mut::<2>().0.iter_mut().enumerate() {
+                let two = q4_codes(load(group, 4 * PANEL + i * 4 * PANEL + 32 * half), table);
+                store(two[0], &mut codes[0], 32 * half);
+                store(two[1], &mut codes[1], 32 * half);
+                let products = _mm256_add_epi16(
+                    _mm256_maddubs_epi16(raised, two[0]),
+                    _mm256_maddubs_epi16(raised, two[1]),
+                );
+                let scale = load(&scales[i / 2], 16 * half);
+                *offset = _mm256_sub_epi32(*offset, _mm256_madd_epi16(products, scale));
+            }
         }
     }
-    store(offset, &mut wide.offset, 0);
+    store(offsets[0], &mut wide.offset, 0);
+    store(offsets[1], &mut wide.offset, 8);
 }
 
-/// `T` tokens of a tile times one span.
+/// A whole tile times one span.
 #[target_feature(enable = "avx2,fma,f16c")]
-fn q4_tile<const T: usize>(wide: &[Q4Span; 2], x: &[u8], scales: &[f32], totals: &mut Totals) {
+fn q4_whole_tile(wide: &Q4Span, x: &[u8], scales: &[f32], totals: &mut Totals) {
+    let (x, _) = x.as_chunks::<4>().0.as_chunks::<TOKENS>();
+    let (x, (codes, _)) = (x.as_chunks().0, wide.codes.as_chunks());
+    let offset = [[load(&wide.offset, 0), load(&wide.offset, 8)]; whole_tiles::FEW];
+    let first = whole_tiles::q4::<0>(codes, &wide.scales, x, offset);
+    let last = whole_tiles::q4::<{ whole_tiles::FEW }>(codes, &wide.scales, x, offset);
+    let (scales, totals) = (&scales[..TOKENS], &mut totals[..TOKENS]);
+    let sums = [first, last];
+    for (t, sums) in sums.as_flattened().iter().enumerate() {
+        add_scaled(_mm256_cvtepi32_ps(sums[0]), scales[t], &mut totals[t], 0);
+        add_scaled(_mm256_cvtepi32_ps(sums[1]), scales[t], &mut totals[t], 8);
+    }
+}
+
+/// `T` tokens of a tile times one span, 8 rows at a time: both halves' sums would not fit into the registers.
+#[target_feature(enable = "avx2,fma,f16c")]
+fn q4_tile<const T: usize>(wide: &Q4Span, x: &[u8], scales: &[f32], totals: &mut Totals) {
     let (x, _) = x.as_chunks::<4>().0.as_chunks::<T>();
-    for (half, wide) in wide.iter().enumerate() {
-        let mut sums = [load(&wide.offset, 0); T];
+    for half in 0..2 {
+        let mut sums = [load(&wide.offset, 8 * half); T];
         let groups = x.as_chunks::<4>().0.iter().zip(wide.codes.as_chunks::<4>().0);
         for ((x, codes), w_scales) in groups.zip(&wide.scales) {
-            let w_scale = load(w_scales, 0);
+            let w_scale = load(w_scales, 16 * half);
             for (x, codes) in x.as_chunks::<2>().0.iter().zip(codes.as_chunks::<2>().0) {
-                let codes = [load(&codes[0], 0), load(&codes[1], 0)];
+                let codes = [load(&codes[0], 32 * half), load(&codes[1], 32 * half)];
                 for (t, sum) in sums.iter_mut().enumerate() {
                     let products = _mm256_add_epi16(
                         _mm256_maddubs_epi16(spread(&x[0][t]), codes[0]),

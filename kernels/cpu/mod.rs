@@ -29,3 +29,5 @@ pub(crate) mod rows;
 pub(crate) mod shared;
 pub(crate) mod simd;
 mod tile;
+#[cfg(target_arch = "x86_64")]
+mod whole_tiles;
