@@ -115,6 +115,8 @@ unsafe impl Plain for [bf16; 2] {}
 unsafe impl Plain for i32 {}
 // SAFETY: a number.
 unsafe impl Plain for i16 {}
+// SAFETY: two numbers.
+unsafe impl Plain for [i16; 2] {}
 // SAFETY: a number.
 unsafe impl Plain for i8 {}
 // SAFETY: a number.

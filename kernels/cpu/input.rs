@@ -94,8 +94,9 @@ pub struct Input {
     pub(super) bytes: Lines<u8>,
     /// `[span][token]`: what a unit of `bytes` is worth.
     pub(super) byte_scales: Lines<f32>,
-    /// For a single token and AVX2, for each 16 columns the sum of `bytes`.
-    pub(super) sums: Lines<i16>,
+    /// For a single token and AVX2, for each 16 columns and the first two and the last two of each 4: minus what raising the
+    /// codes adds to the sum of the columns.
+    pub(super) sums: Lines<[i16; 2]>,
     /// For AVX-512, `[span][tile][16 columns][token]`: minus what raising the codes adds to the sum of the columns.
     pub(super) offsets: Lines<i32>,
     /// For q8 and AVX-512, as `bytes`; of each 4 columns in the order of [`super::quantized::Q8_ORDER`].

@@ -145,7 +145,10 @@ fn q8_single<const P: usize>(
     for span in 0..input.spans() {
         let (start, columns) = input.integers(span, 0);
         let (x, _) = input.words[start..start + columns].as_chunks::<COLUMNS>();
-        let w = panels.map(|panel| &q8_span(panel, span)[..x.len()]);
+        let mut w = [&[][..]; P];
+        for p in 0..P {
+            w[p] = &q8_span(panels[p], span)[..x.len()];
+        }
         let mut sums = [[_mm256_setzero_ps(); 2]; P];
         for (i, x) in x.iter().enumerate() {
             for p in 0..P {
@@ -303,19 +306,27 @@ fn q4_codes(codes: __m256i, table: __m256i) -> [__m256i; 2] {
     [_mm256_shuffle_epi8(table, _mm256_and_si256(codes, low)), _mm256_shuffle_epi8(table, high)]
 }
 
-/// The scales of both groups of 32 columns for 8 rows: side by side, then each group's twice.
+/// Where the scales of 8 rows lie for each of two groups, twice.
+///
+/// The compiler must not see through it: it would make two shuffles out of each.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn q4_scales(group: &[u8; Q4_GROUP], at: usize) -> (__m256i, [__m256i; 2]) {
+fn q4_places() -> [__m256i; 2] {
+    let lanes = |first: i32| {
+        _mm_set_epi32(first + 0x0c0c_0c0c, first + 0x0808_0808, first + 0x0404_0404, first)
+    };
+    let places = [0x0100_0100, 0x0302_0302].map(|first| _mm256_broadcastsi128_si256(lanes(first)));
+    std::hint::black_box(places)
+}
+
+/// The scales of both groups of 32 columns for 8 rows, each twice.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn q4_scales(group: &[u8; Q4_GROUP], at: usize, places: [__m256i; 2]) -> [__m256i; 2] {
     let from = &group[at..at + 16];
     // SAFETY: the slice is 16 bytes long.
     let both = _mm256_cvtepi8_epi16(unsafe { _mm_loadu_si128(from.as_ptr().cast()) });
-    let twice = |first: i32| {
-        let lanes =
-            _mm_set_epi32(first + 0x0c0c_0c0c, first + 0x0808_0808, first + 0x0404_0404, first);
-        _mm256_shuffle_epi8(both, _mm256_broadcastsi128_si256(lanes))
-    };
-    (both, [twice(0x0100_0100), twice(0x0302_0302)])
+    [_mm256_shuffle_epi8(both, places[0]), _mm256_shuffle_epi8(both, places[1])]
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
@@ -324,61 +335,61 @@ fn q4_single<const P: usize>(
     input: &Input,
     mut totals: [&mut [f32; PANEL]; P],
 ) {
-    let table = table(&RAISED_CODES);
+    let (table, places) = (table(&RAISED_CODES), q4_places());
     for span in 0..input.spans() {
         let (start, columns) = input.integers(span, 0);
         let (x, _) = input.bytes[start..start + columns].as_chunks::<COLUMNS>();
-        let x_sums = &input.sums[start / 16..].as_chunks::<4>().0[..x.len()];
-        let w = panels.map(|panel| &q4_span(panel, span)[..x.len()]);
+        let x_sums = &input.sums[start / Q4_COLUMNS..].as_chunks::<4>().0[..x.len()];
+        let mut w = [&[][..]; P];
+        for p in 0..P {
+            w[p] = &q4_span(panels[p], span)[..x.len()];
+        }
         let mut sums = [[_mm256_setzero_si256(); 2]; P];
-        let mut offsets = sums;
         for (i, x) in x.iter().enumerate() {
             for p in 0..P {
-                let ahead = input.ahead;
-                let (sums, offsets) = (&mut sums[p], &mut offsets[p]);
-                q4_single_group(&w[p][i], x, &x_sums[i], table, ahead, sums, offsets);
+                let sums = &mut sums[p];
+                q4_single_group(&w[p][i], x, &x_sums[i], table, places, input.ahead, sums);
             }
         }
-        for (p, totals) in totals.iter_mut().enumerate() {
-            for i in 0..2 {
-                // What the codes were raised by, times the sums of the activations.
-                let sum = _mm256_sub_epi32(sums[p][i], _mm256_slli_epi32::<5>(offsets[p][i]));
-                add_scaled(_mm256_cvtepi32_ps(sum), input.byte_scales[span], totals, 8 * i);
-            }
+        let scale = input.byte_scales[span];
+        for (sums, totals) in sums.iter().zip(&mut totals) {
+            add_scaled(_mm256_cvtepi32_ps(sums[0]), scale, totals, 0);
+            add_scaled(_mm256_cvtepi32_ps(sums[1]), scale, totals, 8);
         }
     }
 }
 
 /// Adds the products of 64 columns.
+///
+/// What raising the codes adds may leave 16 bits, but with it taken off the sums of 16 columns are in them again.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 fn q4_single_group(
     group: &[u8; Q4_GROUP],
     x: &[u8; COLUMNS],
-    x_sums: &[i16; 4],
+    x_sums: &[[i16; 2]; 4],
     table: __m256i,
+    places: [__m256i; 2],
     ahead: bool,
     sums: &mut [__m256i; 2],
-    offsets: &mut [__m256i; 2],
 ) {
     let (x, _) = x.as_chunks::<4>();
     for half in 0..2 {
-        let x_sums = spread(&[x_sums[2 * half], x_sums[2 * half + 1]]);
         for i in 0..2 {
-            let (both, scales) = q4_scales(group, half * 2 * PANEL + 16 * i);
-            offsets[i] = _mm256_add_epi32(offsets[i], _mm256_madd_epi16(both, x_sums));
-            for (j, scale) in [0, 0, 1, 1].into_iter().enumerate() {
-                let at = 4 * PANEL + half * 16 * PANEL + j * 4 * PANEL + 32 * i;
-                if ahead && i == 0 {
-                    ahead::ask(&group[at]);
+            let scales = q4_scales(group, half * 2 * PANEL + 16 * i, places);
+            for (j, scales) in scales.into_iter().enumerate() {
+                let mut products = spread(&x_sums[2 * half + j]);
+                for j in 2 * j..2 * j + 2 {
+                    let at = 4 * PANEL + half * 16 * PANEL + j * 4 * PANEL + 32 * i;
+                    if ahead && i == 0 {
+                        ahead::ask(&group[at]);
+                    }
+                    let codes = q4_codes(load(group, at), table);
+                    let x = [spread(&x[8 * half + 2 * j]), spread(&x[8 * half + 2 * j + 1])];
+                    products = _mm256_add_epi16(products, _mm256_maddubs_epi16(codes[0], x[0]));
+                    products = _mm256_add_epi16(products, _mm256_maddubs_epi16(codes[1], x[1]));
                 }
-                let codes = q4_codes(load(group, at), table);
-                let step = 8 * half + 2 * j;
-                let products = _mm256_add_epi16(
-                    _mm256_maddubs_epi16(codes[0], spread(&x[step])),
-                    _mm256_maddubs_epi16(codes[1], spread(&x[step + 1])),
-                );
-                sums[i] = _mm256_add_epi32(sums[i], _mm256_madd_epi16(products, scales[scale]));
+                sums[i] = _mm256_add_epi32(sums[i], _mm256_madd_epi16(products, scales));
             }
         }
     }
@@ -422,7 +433,7 @@ fn q4_tiles(panel: &[u8], input: &Input, tiles: Range<usize>, totals: &mut Total
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 fn q4_widen(groups: &[[u8; Q4_GROUP]], wide: &mut Q4Span) {
-    let table = table(&CODES);
+    let (table, twice) = (table(&CODES), q4_places());
     let raised = _mm256_set1_epi8(128_u8 as i8);
     let mut offsets = [_mm256_setzero_si256(); 2];
     let places =
@@ -430,7 +441,7 @@ fn q4_widen(groups: &[[u8; Q4_GROUP]], wide: &mut Q4Span) {
     for (group, (codes, scales)) in groups.iter().zip(places) {
         for (half, offset) in offsets.iter_mut().enumerate() {
             for i in 0..2 {
-                let (_, both) = q4_scales(group, i * 2 * PANEL + 16 * half);
+                let both = q4_scales(group, i * 2 * PANEL + 16 * half, twice);
                 store(both[0], &mut scales[2 * i], 16 * half);
                 store(both[1], &mut scales[2 * i + 1], 16 * half);
             }

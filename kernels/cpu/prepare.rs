@@ -24,7 +24,7 @@ pub(super) struct Places<'a> {
     word_scales: SharedMut<'a, f32>,
     bytes: SharedMut<'a, u8>,
     byte_scales: SharedMut<'a, f32>,
-    sums: SharedMut<'a, i16>,
+    sums: SharedMut<'a, [i16; 2]>,
     offsets: SharedMut<'a, i32>,
     fine_bytes: SharedMut<'a, u8>,
     fine_scales: SharedMut<'a, f32>,
@@ -207,8 +207,9 @@ impl Prepare<'_> {
             self.lay_shared(s, span, width, &offsets, &self.places.offsets);
         } else if n == 1 {
             let to = self.place(&self.places.sums, span, width, Q4_COLUMNS);
-            let sums = sums_of_columns(s, &bytes[0]);
-            to.iter_mut().zip(sums).for_each(|(to, sum)| *to = sum as i16);
+            for (to, bytes) in to.iter_mut().zip(bytes[0].as_chunks::<Q4_COLUMNS>().0) {
+                *to = sums_of_pairs(bytes).map(|sum| -i16::from(Q4_RAISED) * sum);
+            }
         }
         // Signed or raised by 128.
         let flip = if n == 1 || kinds.offsets { 0 } else { 0x8080_8080 };
@@ -399,6 +400,17 @@ fn sums_of_columns<S: Simd>(s: S, bytes: &[i8; SPAN]) -> [i32; SPAN / Q4_COLUMNS
         *sums = s.sums_of_16(part);
     }
     sums
+}
+
+/// The sums of the first two and of the last two of each 4 columns.
+#[inline(always)]
+fn sums_of_pairs(bytes: &[i8; Q4_COLUMNS]) -> [i16; 2] {
+    let mut pairs = [0; Q4_COLUMNS / 2];
+    for (pair, [a, b]) in pairs.iter_mut().zip(bytes.as_chunks().0) {
+        *pair = i16::from(*a) + i16::from(*b);
+    }
+    let [first, last] = [0, 1].map(|i| pairs[i] + pairs[i + 2] + pairs[i + 4] + pairs[i + 6]);
+    [first, last]
 }
 
 /// Four bytes without padding, of which any bits are a value.
