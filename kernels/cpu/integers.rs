@@ -6,11 +6,12 @@
 //! q4 multiplies codes with 8-bit activations by `vpmaddubsw`: 32 products at a time, but one side must be unsigned. For
 //! many tokens the activations are (plus 128; what that adds depends on the weights alone and is taken off once for each
 //! span). For a single token the codes are (plus 32), so that they need no second look; what that adds depends on the
-//! sums of the activations. Both give the same integers. Two products of a lane add up in 16 bits, then `vpmaddwd`
-//! multiplies with the scale of the group and widens to 32 bits.
+//! activations, is taken off for each 16 columns, and must be in 16 bits only together with them. Both give the same integers.
+//! Products of a lane add up in 16 bits, then `vpmaddwd` multiplies with the scale of the group and widens to 32 bits.
 //!
-//! Measured on one Zen 3 core, data in the cache: 6 tokens × 16 rows of q8 127 GOP/s, of q4 180 GOP/s, beside 98 for
-//! multiply-adds in f32 (the best of runs on a loaded machine). Keeping all 12 sums of q4 in registers needs the panel in two halves; both at once spill.
+//! Tiles that hold fewer tokens than others are multiplied here, whole ones in [`super::whole_tiles`]. Measured on one Zen 3
+//! core, data in the cache: whole tiles of q8 144 GOP/s, of q4 217 GOP/s, beside 103 for multiply-adds in f32 (the best of runs on a
+//! loaded machine).
 
 #![cfg(target_arch = "x86_64")]
 #![allow(clippy::wildcard_imports, reason = "the names of the intrinsics say where they come from")]
@@ -71,7 +72,7 @@ pub(crate) fn q4<const P: usize>(
 /// 32 bytes from place `at` of `from`.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn load<T: Copy>(from: &[T], at: usize) -> __m256i {
+pub(super) fn load<T: Copy>(from: &[T], at: usize) -> __m256i {
     let count = 32 / size_of::<T>();
     debug_assert!(at + count <= from.len());
     let from = &from[at..at + count];
@@ -90,7 +91,7 @@ fn spread<T: Copy, const N: usize>(from: &[T; N]) -> __m256i {
 
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn load_f32(from: &[f32], at: usize) -> __m256 {
+pub(super) fn load_f32(from: &[f32], at: usize) -> __m256 {
     _mm256_castsi256_ps(load(from, at))
 }
 
@@ -122,7 +123,7 @@ fn load_f16(from: &[u8], at: usize) -> __m256 {
 /// `total + sum * scale` in each lane, for 8 rows from place `at` of `totals`.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn add_scaled(sum: __m256, scale: f32, totals: &mut [f32; PANEL], at: usize) {
+pub(super) fn add_scaled(sum: __m256, scale: f32, totals: &mut [f32; PANEL], at: usize) {
     let total = _mm256_fmadd_ps(sum, _mm256_set1_ps(scale), load_f32(totals, at));
     store_f32(total, totals, at);
 }
@@ -197,11 +198,11 @@ fn q8_single_group(
 
 /// A span of a q8 panel, widened to 16 bits; aligned, or half of all loads would touch two cache lines.
 #[repr(align(64))]
-struct Q8Span {
+pub(super) struct Q8Span {
     /// `[pair of columns][row][2]`
-    words: [[i16; 2 * PANEL]; SPAN / 2],
+    pub(super) words: [[i16; 2 * PANEL]; SPAN / 2],
     /// `[32 columns][row]`
-    scales: [[f32; PANEL]; SPAN / Q8_COLUMNS],
+    pub(super) scales: [[f32; PANEL]; SPAN / Q8_COLUMNS],
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
@@ -219,7 +220,7 @@ fn q8_tiles(panel: &[u8], input: &Input, tiles: Range<usize>, totals: &mut Total
             let x = &input.words[start..start + columns * tokens];
             let scales = &input.word_scales[span * input.n + tile * TOKENS..];
             match tokens {
-                TOKENS => q8_whole_tile(&wide, x, scales, totals),
+                TOKENS => whole_tiles::q8(&wide, x, scales, totals),
                 _ => by_tokens!(tokens up to TOKENS, T => q8_tile::<T>(&wide, x, scales, totals)),
             }
         }
@@ -241,18 +242,6 @@ fn q8_widen(group: &[u8; Q8_GROUP], index: usize, wide: &mut Q8Span) {
     for (i, scales) in wide.scales[2 * index..][..2].iter_mut().enumerate() {
         store_f32(load_f16(group, i * 2 * PANEL), scales, 0);
         store_f32(load_f16(group, i * 2 * PANEL + 16), scales, 8);
-    }
-}
-
-/// A whole tile times one span.
-#[target_feature(enable = "avx2,fma,f16c")]
-fn q8_whole_tile(wide: &Q8Span, x: &[i16], scales: &[f32], totals: &mut Totals) {
-    let (x, _) = x.as_chunks::<2>().0.as_chunks::<TOKENS>();
-    let sums = whole_tiles::q8(wide.words.as_chunks().0, &wide.scales, x.as_chunks().0);
-    let (scales, totals) = (&scales[..TOKENS], &mut totals[..TOKENS]);
-    for t in 0..TOKENS {
-        add_scaled(load_f32(&sums.0[t][0], 0), scales[t], &mut totals[t], 0);
-        add_scaled(load_f32(&sums.0[t][1], 0), scales[t], &mut totals[t], 8);
     }
 }
 
@@ -375,7 +364,7 @@ fn q4_single_group(
 ) {
     let (x, _) = x.as_chunks::<4>();
     for half in 0..2 {
-        for i in 0..2 {
+        for (i, sums) in sums.iter_mut().enumerate() {
             let scales = q4_scales(group, half * 2 * PANEL + 16 * i, places);
             for (j, scales) in scales.into_iter().enumerate() {
                 let mut products = spread(&x_sums[2 * half + j]);
@@ -389,7 +378,7 @@ fn q4_single_group(
                     products = _mm256_add_epi16(products, _mm256_maddubs_epi16(codes[0], x[0]));
                     products = _mm256_add_epi16(products, _mm256_maddubs_epi16(codes[1], x[1]));
                 }
-                sums[i] = _mm256_add_epi32(sums[i], _mm256_madd_epi16(products, scales));
+                *sums = _mm256_add_epi32(*sums, _mm256_madd_epi16(products, scales));
             }
         }
     }
@@ -397,13 +386,13 @@ fn q4_single_group(
 
 /// A span of a q4 panel, as signed bytes; aligned, or half of all loads would touch two cache lines.
 #[repr(align(64))]
-struct Q4Span {
+pub(super) struct Q4Span {
     /// `[4 columns][row][4]`
-    codes: [[i8; 4 * PANEL]; SPAN / 4],
+    pub(super) codes: [[i8; 4 * PANEL]; SPAN / 4],
     /// `[16 columns][row][2]`: each scale twice.
-    scales: [[i16; 2 * PANEL]; SPAN / Q4_COLUMNS],
+    pub(super) scales: [[i16; 2 * PANEL]; SPAN / Q4_COLUMNS],
     /// What to take off for activations that are raised by 128: for each row, minus 128 times the sum of the weights.
-    offset: [i32; PANEL],
+    pub(super) offset: [i32; PANEL],
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
@@ -422,7 +411,7 @@ fn q4_tiles(panel: &[u8], input: &Input, tiles: Range<usize>, totals: &mut Total
             let x = &input.bytes[start..start + columns * tokens];
             let scales = &input.byte_scales[span * input.n + tile * TOKENS..];
             match tokens {
-                TOKENS => q4_whole_tile(&wide, x, scales, totals),
+                TOKENS => whole_tiles::q4(&wide, x, scales, totals),
                 _ => by_tokens!(tokens up to TOKENS, T => q4_tile::<T>(&wide, x, scales, totals)),
             }
         }
@@ -460,22 +449,6 @@ fn q4_widen(groups: &[[u8; Q4_GROUP]], wide: &mut Q4Span) {
     }
     store(offsets[0], &mut wide.offset, 0);
     store(offsets[1], &mut wide.offset, 8);
-}
-
-/// A whole tile times one span.
-#[target_feature(enable = "avx2,fma,f16c")]
-fn q4_whole_tile(wide: &Q4Span, x: &[u8], scales: &[f32], totals: &mut Totals) {
-    let (x, _) = x.as_chunks::<4>().0.as_chunks::<TOKENS>();
-    let (x, (codes, _)) = (x.as_chunks().0, wide.codes.as_chunks());
-    let offset = [[load(&wide.offset, 0), load(&wide.offset, 8)]; whole_tiles::FEW];
-    let first = whole_tiles::q4::<0>(codes, &wide.scales, x, offset);
-    let last = whole_tiles::q4::<{ whole_tiles::FEW }>(codes, &wide.scales, x, offset);
-    let (scales, totals) = (&scales[..TOKENS], &mut totals[..TOKENS]);
-    let sums = [first, last];
-    for (t, sums) in sums.as_flattened().iter().enumerate() {
-        add_scaled(_mm256_cvtepi32_ps(sums[0]), scales[t], &mut totals[t], 0);
-        add_scaled(_mm256_cvtepi32_ps(sums[1]), scales[t], &mut totals[t], 8);
-    }
 }
 
 /// `T` tokens of a tile times one span, 8 rows at a time: both halves' sums would not fit into the registers.

@@ -14,16 +14,32 @@
 use std::arch::asm;
 use std::arch::x86_64::*;
 
-use super::integers::TOKENS;
+use super::integers::{Q4Span, Q8Span, TOKENS, add_scaled, load, load_f32};
+use super::linear::Totals;
 use super::quantized::{Q4_COLUMNS, Q8_COLUMNS};
 use crate::memory::Aligned;
 use crate::packed::PANEL;
 
+/// The offsets in the instructions are for these.
+const _: () = assert!(TOKENS == 6 && PANEL == 16 && Q8_COLUMNS == 32 && Q4_COLUMNS == 16);
+
 /// Tokens that q4 multiplies at a time: their sums of 16 rows fill six registers, and each activation is spread once for
 /// both halves of the rows.
-pub(super) const FEW: usize = 3;
+const FEW: usize = 3;
 
 // ---------------------------------------------------------------------------------------------- q8
+
+/// A whole tile times one span.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn q8(wide: &Q8Span, x: &[i16], scales: &[f32], totals: &mut Totals) {
+    let (x, _) = x.as_chunks::<2>().0.as_chunks::<TOKENS>();
+    let sums = q8_sums(wide.words.as_chunks().0, &wide.scales, x.as_chunks().0);
+    let (scales, totals) = (&scales[..TOKENS], &mut totals[..TOKENS]);
+    for t in 0..TOKENS {
+        add_scaled(load_f32(&sums.0[t][0], 0), scales[t], &mut totals[t], 0);
+        add_scaled(load_f32(&sums.0[t][1], 0), scales[t], &mut totals[t], 8);
+    }
+}
 
 /// 32 columns of weights, `[pair of columns][row][2]`.
 type Words = [[i16; 2 * PANEL]; Q8_COLUMNS / 2];
@@ -32,7 +48,7 @@ type Words = [[i16; 2 * PANEL]; Q8_COLUMNS / 2];
 type WordTile = [[[i16; 2]; TOKENS]; Q8_COLUMNS / 2];
 
 /// `[token][half of the rows]`.
-pub(super) type Sums = Aligned<[[[f32; 8]; 2]; TOKENS]>;
+type Sums = Aligned<[[[f32; 8]; 2]; TOKENS]>;
 
 /// The products of a pair of columns for one token, into two registers of sums: set, or added.
 macro_rules! q8_token {
@@ -115,7 +131,7 @@ macro_rules! q8_scaled {
 /// columns, and a whole tile, of as many columns each.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn q8(words: &[Words], scales: &[[f32; PANEL]], x: &[WordTile]) -> Sums {
+fn q8_sums(words: &[Words], scales: &[[f32; PANEL]], x: &[WordTile]) -> Sums {
     let mut sums = Aligned([[[0.0; 8]; 2]; TOKENS]);
     let groups = x.len();
     assert!(groups > 0 && words.len() >= groups && scales.len() >= groups);
@@ -162,6 +178,22 @@ pub(super) fn q8(words: &[Words], scales: &[[f32; PANEL]], x: &[WordTile]) -> Su
 }
 
 // ---------------------------------------------------------------------------------------------- q4
+
+/// A whole tile times one span.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn q4(wide: &Q4Span, x: &[u8], scales: &[f32], totals: &mut Totals) {
+    let (x, _) = x.as_chunks::<4>().0.as_chunks::<TOKENS>();
+    let (x, (codes, _)) = (x.as_chunks().0, wide.codes.as_chunks());
+    let offset = [[load(&wide.offset, 0), load(&wide.offset, 8)]; FEW];
+    let first = q4_sums::<0>(codes, &wide.scales, x, offset);
+    let last = q4_sums::<{ FEW }>(codes, &wide.scales, x, offset);
+    let (scales, totals) = (&scales[..TOKENS], &mut totals[..TOKENS]);
+    let sums = [first, last];
+    for (t, sums) in sums.as_flattened().iter().enumerate() {
+        add_scaled(_mm256_cvtepi32_ps(sums[0]), scales[t], &mut totals[t], 0);
+        add_scaled(_mm256_cvtepi32_ps(sums[1]), scales[t], &mut totals[t], 8);
+    }
+}
 
 /// 16 columns of codes, `[4 columns][row][4]`.
 type Codes = [[i8; 4 * PANEL]; Q4_COLUMNS / 4];
@@ -219,7 +251,7 @@ macro_rules! q4_half {
 /// activations: of codes with the scales of their groups, `[row][2]` for each 16 columns, and a whole tile, of as many columns each.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn q4<const FROM: usize>(
+fn q4_sums<const FROM: usize>(
     codes: &[Codes],
     scales: &[[i16; 2 * PANEL]],
     x: &[ByteTile],
