@@ -301,10 +301,9 @@ fn q4_codes(codes: __m256i, table: __m256i) -> [__m256i; 2] {
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 fn q4_places() -> [__m256i; 2] {
-    let lanes = |first: i32| {
-        _mm_set_epi32(first + 0x0c0c_0c0c, first + 0x0808_0808, first + 0x0404_0404, first)
-    };
-    let places = [0x0100_0100, 0x0302_0302].map(|first| _mm256_broadcastsi128_si256(lanes(first)));
+    let first = _mm_set_epi32(0x0d0c_0d0c, 0x0908_0908, 0x0504_0504, 0x0100_0100);
+    let second = _mm_set_epi32(0x0f0e_0f0e, 0x0b0a_0b0a, 0x0706_0706, 0x0302_0302);
+    let places = [_mm256_broadcastsi128_si256(first), _mm256_broadcastsi128_si256(second)];
     std::hint::black_box(places)
 }
 
@@ -366,9 +365,9 @@ fn q4_single_group(
     for half in 0..2 {
         for (i, sums) in sums.iter_mut().enumerate() {
             let scales = q4_scales(group, half * 2 * PANEL + 16 * i, places);
-            for (j, scales) in scales.into_iter().enumerate() {
-                let mut products = spread(&x_sums[2 * half + j]);
-                for j in 2 * j..2 * j + 2 {
+            for (sixteen, scales) in scales.into_iter().enumerate() {
+                let mut products = spread(&x_sums[2 * half + sixteen]);
+                for j in 2 * sixteen..2 * sixteen + 2 {
                     let at = 4 * PANEL + half * 16 * PANEL + j * 4 * PANEL + 32 * i;
                     if ahead && i == 0 {
                         ahead::ask(&group[at]);

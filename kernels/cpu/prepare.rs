@@ -208,7 +208,8 @@ impl Prepare<'_> {
         } else if n == 1 {
             let to = self.place(&self.places.sums, span, width, Q4_COLUMNS);
             for (to, bytes) in to.iter_mut().zip(bytes[0].as_chunks::<Q4_COLUMNS>().0) {
-                *to = sums_of_pairs(bytes).map(|sum| -i16::from(Q4_RAISED) * sum);
+                // Numbers that were not finite may be any bytes.
+                *to = sums_of_pairs(bytes).map(|sum| sum.wrapping_mul(-i16::from(Q4_RAISED)));
             }
         }
         // Signed or raised by 128.

@@ -90,39 +90,16 @@ macro_rules! q8_step {
 }
 
 /// Adds a token's products of 32 columns, times the scales of the rows, to its sums.
+#[rustfmt::skip]
 macro_rules! q8_scaled {
     ($token:literal, $low:literal, $high:literal) => {
         concat!(
-            "vcvtdq2ps ymm",
-            $low,
-            ", ymm",
-            $low,
-            "\n",
-            "vcvtdq2ps ymm",
-            $high,
-            ", ymm",
-            $high,
-            "\n",
-            "vfmadd213ps ymm",
-            $low,
-            ", ymm14, [{sums} + 64 * ",
-            $token,
-            "]\n",
-            "vfmadd213ps ymm",
-            $high,
-            ", ymm15, [{sums} + 64 * ",
-            $token,
-            " + 32]\n",
-            "vmovups [{sums} + 64 * ",
-            $token,
-            "], ymm",
-            $low,
-            "\n",
-            "vmovups [{sums} + 64 * ",
-            $token,
-            " + 32], ymm",
-            $high,
-            "\n",
+            "vcvtdq2ps ymm", $low, ", ymm", $low, "\n",
+            "vcvtdq2ps ymm", $high, ", ymm", $high, "\n",
+            "vfmadd213ps ymm", $low, ", ymm14, [{sums} + 64 * ", $token, "]\n",
+            "vfmadd213ps ymm", $high, ", ymm15, [{sums} + 64 * ", $token, " + 32]\n",
+            "vmovups [{sums} + 64 * ", $token, "], ymm", $low, "\n",
+            "vmovups [{sums} + 64 * ", $token, " + 32], ymm", $high, "\n",
         )
     };
 }
@@ -202,47 +179,28 @@ type Codes = [[i8; 4 * PANEL]; Q4_COLUMNS / 4];
 type ByteTile = [[[u8; 4]; TOKENS]; Q4_COLUMNS / 4];
 
 /// Adds the products of 8 columns for one token, times the scales of the rows, to two registers of sums.
+#[rustfmt::skip]
 macro_rules! q4_token {
     ($step:literal, $token:literal, $low:literal, $high:literal) => {
         concat!(
-            "vpbroadcastd ymm8, [{x} + 48 * ",
-            $step,
-            " + 4 * ",
-            $token,
-            "]\n",
-            "vpbroadcastd ymm9, [{x} + 48 * ",
-            $step,
-            " + 4 * ",
-            $token,
-            " + 24]\n",
+            "vpbroadcastd ymm8, [{x} + 48 * ", $step, " + 4 * ", $token, "]\n",
+            "vpbroadcastd ymm9, [{x} + 48 * ", $step, " + 4 * ", $token, " + 24]\n",
             q4_half!($step, 0, 6, $low),
             q4_half!($step, 32, 7, $high),
         )
     };
 }
 
+/// As `q4_token`, for half of the rows.
+#[rustfmt::skip]
 macro_rules! q4_half {
     ($step:literal, $half:literal, $scales:literal, $sums:literal) => {
         concat!(
-            "vpmaddubsw ymm10, ymm8, [{codes} + 128 * ",
-            $step,
-            " + ",
-            $half,
-            "]\n",
-            "vpmaddubsw ymm11, ymm9, [{codes} + 128 * ",
-            $step,
-            " + 64 + ",
-            $half,
-            "]\n",
+            "vpmaddubsw ymm10, ymm8, [{codes} + 128 * ", $step, " + ", $half, "]\n",
+            "vpmaddubsw ymm11, ymm9, [{codes} + 128 * ", $step, " + 64 + ", $half, "]\n",
             "vpaddw ymm10, ymm10, ymm11\n",
-            "vpmaddwd ymm10, ymm10, ymm",
-            $scales,
-            "\n",
-            "vpaddd ymm",
-            $sums,
-            ", ymm",
-            $sums,
-            ", ymm10\n",
+            "vpmaddwd ymm10, ymm10, ymm", $scales, "\n",
+            "vpaddd ymm", $sums, ", ymm", $sums, ", ymm10\n",
         )
     };
 }
