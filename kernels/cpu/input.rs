@@ -40,7 +40,7 @@ macro_rules! by_tokens {
             3 => by_tokens!(@ 3, $n => $body),
             4 => by_tokens!(@ 4, $n => $body),
             5 => by_tokens!(@ 5, $n => $body),
-            6 => by_tokens!(@ 6, $n => $body),
+            6 if $most >= 6 => by_tokens!(@ 6, $n => $body),
             7 if $most >= 7 => by_tokens!(@ 7, $n => $body),
             8 if $most >= 8 => by_tokens!(@ 8, $n => $body),
             tokens => unreachable!("a tile of {tokens} tokens"),
