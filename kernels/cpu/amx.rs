@@ -4,8 +4,9 @@
 //! AVX-512. Measured on a Xeon: with what they are loaded from in the second-level cache, 80 % of that, and while they are in
 //! use, only one multiply-add of AVX-512 for each cycle instead of two.
 //!
-//! The compiler has no names for what these registers hold, so each function here is a block of assembly that begins and
-//! ends with memory.
+//! The compiler has no names for what these registers hold, and does not touch them: so each function here is a block of assembly
+//! between memory and registers. Sums are complete only 52 cycles after their last product was begun, and who stores them before
+//! begins no others meanwhile; so they are left in the registers, and stored when the next ones need these, see [`Unstored`].
 
 #![cfg(target_arch = "x86_64")]
 
@@ -15,7 +16,6 @@ use std::marker::PhantomData;
 
 use half::bf16;
 
-use super::input::TILED_TOKENS;
 pub(crate) use super::input::{TILE_LINE as LINE, TILE_SIDE as SIDE};
 use crate::memory::Aligned;
 
@@ -89,40 +89,6 @@ impl Drop for Tiles {
     }
 }
 
-/// Two tiles of tokens times two of weights for each step of columns. `$begin` fills the four registers of the sums, `$end`
-/// stores them, with more operands.
-macro_rules! two_by_two {
-    ([$($begin:literal),*], $dot:literal, [$($end:literal),*], $x:expr, $w:expr, $($operands:tt)*) => {
-        asm!(
-            $($begin,)*
-            "2:",
-            "tileloadd tmm4, [{x0} + {line}]",
-            "tileloadd tmm6, [{w} + {line}]",
-            concat!($dot, " tmm0, tmm4, tmm6"),
-            "tileloadd tmm7, [{w} + {line} + 1024]",
-            concat!($dot, " tmm1, tmm4, tmm7"),
-            "tileloadd tmm5, [{x1} + {line}]",
-            concat!($dot, " tmm2, tmm5, tmm6"),
-            concat!($dot, " tmm3, tmm5, tmm7"),
-            "add {x0}, 1024",
-            "add {x1}, 1024",
-            "add {w}, 2048",
-            "dec {count}",
-            "jnz 2b",
-            $($end,)*
-            x0 = inout(reg) $x[0].as_ptr() => _,
-            x1 = inout(reg) $x[1].as_ptr() => _,
-            w = inout(reg) $w.as_ptr() => _,
-            count = inout(reg) $w.len() => _,
-            line = in(reg) LINE,
-            $($operands)*
-            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
-            options(nostack),
-        )
-    };
-}
-
 /// Columns of a step in bf16.
 pub(crate) const HALVES: usize = LINE / 2;
 
@@ -138,130 +104,204 @@ pub(crate) type Weights = Aligned<[[u8; LINE]; SIDE]>;
 /// Sums of 16 tokens, `[token][row]`.
 pub(crate) type Sums<T> = [[T; SIDE]; SIDE];
 
-/// `sums[w][x] += x · w`, step by step. In a step, the first and the second columns of the pairs have sums of their own, of
-/// which each is rounded after each product; then their sum is added to what there was. Subnormal numbers are zeros.
-pub(crate) fn add_bf16(
+/// Four sums: those of 32 tokens with one tile of weights, and with the other.
+pub(crate) type Four<'a, T> = [&'a mut [Sums<T>; 2]; 2];
+
+/// Sums in the registers, and where they belong.
+pub(crate) struct Unstored<'a, T> {
+    to: [*mut [Sums<T>; 2]; 2],
+    memory: PhantomData<&'a mut T>,
+}
+
+impl<'a, T> Unstored<'a, T> {
+    /// What the registers hold is to be stored in `to`; before the first product, that is anything.
+    pub(crate) fn new(to: Four<'a, T>) -> Self {
+        Self { to: to.map(std::ptr::from_mut), memory: PhantomData }
+    }
+
+    /// Stores them.
+    pub(crate) fn store(self, _: &Tiles) {
+        let [a, b] = self.to;
+        // SAFETY: the registers are set up; they are written to whole arrays, which are borrowed, and may hold any bytes.
+        unsafe {
+            asm!(
+                "tilestored [{a} + {line}], tmm0",
+                "tilestored [{b} + {line}], tmm1",
+                "tilestored [{a} + {line} + 1024], tmm2",
+                "tilestored [{b} + {line} + 1024], tmm3",
+                a = in(reg) a,
+                b = in(reg) b,
+                line = in(reg) LINE,
+                options(nostack, preserves_flags),
+            );
+        }
+    }
+}
+
+/// Two tiles of tokens times two of weights: `$product` adds to the four sums, after `$begin` has made room for each.
+macro_rules! two_by_two {
+    ($product:literal, [$($begin0:literal),*], [$($begin1:literal),*], [$($begin2:literal),*], [$($begin3:literal),*],
+        $x:expr, $w:expr, $($operands:tt)*) => {
+        asm!(
+            "tileloadd tmm4, [{x0} + {line}]",
+            "tileloadd tmm6, [{w} + {line}]",
+            $($begin0,)*
+            concat!($product, " tmm0, tmm4, tmm6"),
+            "tileloadd tmm7, [{w} + {line} + 1024]",
+            $($begin1,)*
+            concat!($product, " tmm1, tmm4, tmm7"),
+            "tileloadd tmm5, [{x1} + {line}]",
+            $($begin2,)*
+            concat!($product, " tmm2, tmm5, tmm6"),
+            $($begin3,)*
+            concat!($product, " tmm3, tmm5, tmm7"),
+            x0 = in(reg) std::ptr::from_ref($x[0]),
+            x1 = in(reg) std::ptr::from_ref($x[1]),
+            w = in(reg) std::ptr::from_ref($w),
+            line = in(reg) LINE,
+            $($operands)*
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+            options(nostack, preserves_flags),
+        )
+    };
+}
+
+/// The first step of sums in bf16, which go on from what stands in `sums`; those `before` are stored.
+///
+/// In a step, the first and the second columns of the pairs have sums of their own, of which each is rounded after each product;
+/// then their sum is added to what there was. Subnormal numbers are zeros.
+#[inline(always)]
+pub(crate) fn begin_bf16<'a>(
     _: &Tiles,
-    x: [&[Halves]; 2],
-    w: &[[Weights; 2]],
-    sums: [&mut [Sums<f32>; 2]; 2],
-) {
-    assert!(!w.is_empty() && x.iter().all(|x| x.len() == w.len()), "steps of both sides");
-    // SAFETY: the registers are set up; they are read from and written to whole arrays, as many as there are steps.
+    x: [&Halves; 2],
+    w: &[Weights; 2],
+    sums: Four<'a, f32>,
+    before: Unstored<'_, f32>,
+) -> Unstored<'a, f32> {
+    let sums = Unstored::new(sums);
+    // SAFETY: the registers are set up; they are read from and written to whole arrays.
     unsafe {
         two_by_two!(
-            [
-                "tileloadd tmm0, [{s0} + {line}]",
-                "tileloadd tmm1, [{s1} + {line}]",
-                "tileloadd tmm2, [{s0} + {line} + 1024]",
-                "tileloadd tmm3, [{s1} + {line} + 1024]"
-            ],
             "tdpbf16ps",
-            [
-                "tilestored [{s0} + {line}], tmm0",
-                "tilestored [{s1} + {line}], tmm1",
-                "tilestored [{s0} + {line} + 1024], tmm2",
-                "tilestored [{s1} + {line} + 1024], tmm3"
-            ],
-            x,
-            w,
-            s0 = in(reg) sums[0].as_mut_ptr(),
-            s1 = in(reg) sums[1].as_mut_ptr(),
+            ["tilestored [{b0} + {line}], tmm0", "tileloadd tmm0, [{s0} + {line}]"],
+            ["tilestored [{b1} + {line}], tmm1", "tileloadd tmm1, [{s1} + {line}]"],
+            ["tilestored [{b0} + {line} + 1024], tmm2", "tileloadd tmm2, [{s0} + {line} + 1024]"],
+            ["tilestored [{b1} + {line} + 1024], tmm3", "tileloadd tmm3, [{s1} + {line} + 1024]"],
+            x, w,
+            b0 = in(reg) before.to[0],
+            b1 = in(reg) before.to[1],
+            s0 = in(reg) sums.to[0],
+            s1 = in(reg) sums.to[1],
         );
     }
+    sums
 }
 
-/// Sums of integers that are not yet part of the totals: `128 × sums[0] + sums[1]` of 32 tokens.
-pub(crate) struct Pending<'a> {
-    pub(crate) sums: &'a [[Sums<i32>; 2]; 2],
-    pub(crate) scales: &'a [f32; TILED_TOKENS],
-    pub(crate) totals: &'a mut [[f32; SIDE]; TILED_TOKENS],
+/// Adds another step in bf16.
+#[inline(always)]
+pub(crate) fn add_bf16(_: &Tiles, x: [&Halves; 2], w: &[Weights; 2]) {
+    // SAFETY: as above.
+    unsafe { two_by_two!("tdpbf16ps", [], [], [], [], x, w,) }
 }
 
-/// `sums[w][x] = x · w`, exactly; both sides are signed. Meanwhile, `before.totals += before.sums × before.scales`: sums
-/// are complete only long after their last product was begun, and who waits for them begins no others.
-pub(crate) fn multiply_bytes(
-    _: &Tiles,
-    x: [&[Bytes]; 2],
-    w: &[[Weights; 2]],
-    sums: &mut [[Sums<i32>; 2]; 2],
-    before: Pending<'_>,
-) {
-    assert!(!w.is_empty() && x.iter().all(|x| x.len() == w.len()), "steps of both sides");
-    // SAFETY: as above; the rows of `before` are 32, and in each turn two of them are added.
-    unsafe {
-        two_by_two!(
-            ["tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3"],
-            "tdpbssd",
-            [
-                "mov {count}, 16",
-                "3:",
-                "vpslld zmm0, [{sums}], 7",
-                "vpslld zmm1, [{sums} + 64], 7",
-                "vpaddd zmm0, zmm0, [{sums} + 2048]",
-                "vpaddd zmm1, zmm1, [{sums} + 2112]",
-                "vcvtdq2ps zmm0, zmm0",
-                "vcvtdq2ps zmm1, zmm1",
-                "vbroadcastss zmm2, [{scales}]",
-                "vbroadcastss zmm3, [{scales} + 4]",
-                "vfmadd213ps zmm0, zmm2, [{totals}]",
-                "vfmadd213ps zmm1, zmm3, [{totals} + 64]",
-                "vmovups [{totals}], zmm0",
-                "vmovups [{totals} + 64], zmm1",
-                "add {sums}, 128",
-                "add {scales}, 8",
-                "add {totals}, 128",
-                "dec {count}",
-                "jnz 3b",
-                "tilestored [{to} + {line}], tmm0",
-                "tilestored [{to} + {line} + 2048], tmm1",
-                "tilestored [{to} + {line} + 1024], tmm2",
-                "tilestored [{to} + {line} + 3072], tmm3"
-            ],
-            x,
-            w,
-            sums = inout(reg) before.sums.as_ptr() => _,
-            scales = inout(reg) before.scales.as_ptr() => _,
-            totals = inout(reg) before.totals.as_mut_ptr() => _,
-            to = in(reg) sums.as_mut_ptr(),
-            out("zmm0") _, out("zmm1") _, out("zmm2") _, out("zmm3") _,
-        );
-    }
-}
-
-/// `sums[step][w] = x[step] · w[step]`, exactly; both sides are signed.
-pub(crate) fn multiply_steps(
-    _: &Tiles,
-    x: &[Bytes],
-    w: &[[Weights; 2]],
-    sums: &mut [[Sums<i32>; 2]],
-) {
-    assert!(!w.is_empty() && x.len() == w.len() && w.len() <= sums.len(), "steps of both sides");
+/// The first step of exact sums of signed bytes, from zero; those `before` are stored.
+#[inline(always)]
+pub(crate) fn begin_bytes(_: &Tiles, x: [&Bytes; 2], w: &[Weights; 2], before: Unstored<'_, i32>) {
     // SAFETY: as above.
     unsafe {
-        asm!(
-            "2:",
-            "tileloadd tmm4, [{x} + {line}]",
-            "tileloadd tmm6, [{w} + {line}]",
-            "tilezero tmm0",
-            "tdpbssd tmm0, tmm4, tmm6",
-            "tileloadd tmm7, [{w} + {line} + 1024]",
-            "tilezero tmm1",
-            "tdpbssd tmm1, tmm4, tmm7",
-            "tilestored [{sums} + {line}], tmm0",
-            "tilestored [{sums} + {line} + 1024], tmm1",
-            "add {x}, 1024",
-            "add {w}, 2048",
-            "add {sums}, 2048",
-            "dec {steps}",
-            "jnz 2b",
-            x = inout(reg) x.as_ptr() => _,
-            w = inout(reg) w.as_ptr() => _,
-            steps = inout(reg) w.len() => _,
-            sums = inout(reg) sums.as_mut_ptr() => _,
-            line = in(reg) LINE,
-            out("tmm0") _, out("tmm1") _, out("tmm4") _, out("tmm6") _, out("tmm7") _,
-            options(nostack),
+        two_by_two!(
+            "tdpbssd",
+            ["tilestored [{b0} + {line}], tmm0", "tilezero tmm0"],
+            ["tilestored [{b1} + {line}], tmm1", "tilezero tmm1"],
+            ["tilestored [{b0} + {line} + 1024], tmm2", "tilezero tmm2"],
+            ["tilestored [{b1} + {line} + 1024], tmm3", "tilezero tmm3"],
+            x, w,
+            b0 = in(reg) before.to[0],
+            b1 = in(reg) before.to[1],
         );
+    }
+}
+
+/// Adds another step of bytes.
+#[inline(always)]
+pub(crate) fn add_bytes(_: &Tiles, x: [&Bytes; 2], w: &[Weights; 2]) {
+    // SAFETY: as above.
+    unsafe { two_by_two!("tdpbssd", [], [], [], [], x, w,) }
+}
+
+/// Which two of the four sums: while two are on their way, the others are stored.
+#[derive(Clone, Copy)]
+pub(crate) enum Half {
+    First,
+    Second,
+}
+
+impl Half {
+    /// The one whose turn it is in a step.
+    pub(crate) fn of(step: usize) -> Self {
+        if step.is_multiple_of(2) { Self::First } else { Self::Second }
+    }
+}
+
+/// A step of 16 tokens in bytes as sums of their own, exactly; those that were in these registers are stored in `before`.
+#[inline(always)]
+pub(crate) fn multiply_bytes(
+    _: &Tiles,
+    half: Half,
+    x: &Bytes,
+    w: &[Weights; 2],
+    before: &mut [Sums<i32>; 2],
+) {
+    macro_rules! multiply {
+        ($a:literal, $b:literal) => {
+            asm!(
+                "tileloadd tmm4, [{x} + {line}]",
+                "tileloadd tmm6, [{w} + {line}]",
+                concat!("tilestored [{before} + {line}], ", $a),
+                concat!("tilezero ", $a),
+                concat!("tdpbssd ", $a, ", tmm4, tmm6"),
+                "tileloadd tmm7, [{w} + {line} + 1024]",
+                concat!("tilestored [{before} + {line} + 1024], ", $b),
+                concat!("tilezero ", $b),
+                concat!("tdpbssd ", $b, ", tmm4, tmm7"),
+                x = in(reg) x,
+                w = in(reg) w,
+                before = in(reg) before,
+                line = in(reg) LINE,
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                out("tmm4") _, out("tmm6") _, out("tmm7") _,
+                options(nostack, preserves_flags),
+            )
+        };
+    }
+    // SAFETY: as above.
+    unsafe {
+        match half {
+            Half::First => multiply!("tmm0", "tmm1"),
+            Half::Second => multiply!("tmm2", "tmm3"),
+        }
+    }
+}
+
+/// Stores what is in these registers.
+pub(crate) fn store_half(_: &Tiles, half: Half, to: &mut [Sums<i32>; 2]) {
+    macro_rules! store {
+        ($a:literal, $b:literal) => {
+            asm!(
+                concat!("tilestored [{to} + {line}], ", $a),
+                concat!("tilestored [{to} + {line} + 1024], ", $b),
+                to = in(reg) to,
+                line = in(reg) LINE,
+                options(nostack, preserves_flags),
+            )
+        };
+    }
+    // SAFETY: as above.
+    unsafe {
+        match half {
+            Half::First => store!("tmm0", "tmm1"),
+            Half::Second => store!("tmm2", "tmm3"),
+        }
     }
 }

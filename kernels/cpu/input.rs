@@ -20,6 +20,8 @@
 //! with sums of columns to take off what raising the weights adds; with AVX2 (q4) they are so for a single token, for many they
 //! are unsigned (plus 128).
 
+use std::ops::Range;
+
 use half::bf16;
 
 use super::ahead;
@@ -196,19 +198,17 @@ impl Input {
         self.kinds.padded(self.n)
     }
 
-    /// The tiles of a span for the 32 tokens from `token` on, out of `all`, each of so many columns.
-    #[inline(always)]
-    pub(crate) fn tiles<'a, T>(
+    /// All tiles of a span for some tokens, one after the other.
+    pub(crate) fn all_tiles<'a, T>(
         &self,
         all: &'a [T],
         columns: usize,
         span: usize,
-        token: usize,
-    ) -> [&'a [T]; 2] {
+        tokens: &Range<usize>,
+    ) -> &'a [T] {
         let steps = self.columns(span).div_ceil(columns);
-        let first = first_tile(self.padded(), columns, steps, span, token);
-        let (a, b) = all[first..first + 2 * steps].split_at(steps);
-        [a, b]
+        let first = first_tile(self.padded(), columns, steps, span, tokens.start);
+        &all[first..][..tokens.len().div_ceil(TILED_TOKENS) * 2 * steps]
     }
 
     pub(crate) fn spans(&self) -> usize {

@@ -19,9 +19,10 @@ use std::marker::PhantomData;
 use std::ops::Range;
 
 use super::ahead;
-use super::elementwise::{Activation, activate_slice};
+use super::elementwise::Activation;
 use super::floats::{Bf16, F16, F32, FloatSingle, FloatTiles, Floats, WidePanel, Widen};
 use super::input::{Input, MOST_TOKENS};
+use super::outputs::{Place, write_gated, write_sums};
 use super::quantized::{Q4, Q8, scale_rows};
 use super::shared::SharedMut;
 #[cfg(target_arch = "x86_64")]
@@ -34,10 +35,13 @@ use crate::{Isa, Pool};
 /// The most tokens of a block: their sums of one panel are 16 KiB.
 const BLOCK: usize = 256;
 
+/// The most with AMX, where what is made of each panel first is worth more.
+pub(crate) const TILED_BLOCK: usize = 512;
+
 /// The most panels that a single token reads side by side.
 const STREAMS: usize = 4;
 
-/// Panels that are summed at a time with AMX: their sums for a block of tokens are half a MiB.
+/// Panels that are summed at a time with AMX: their sums for a block of tokens are up to one MiB.
 pub(crate) const GROUP: usize = 32;
 
 /// Panels of gate and up that a single token works through in turn, where it reads one stream.
@@ -182,7 +186,7 @@ fn by_streams<const P: usize>(
 /// The blocks of tokens of an input, as ranges of tiles.
 fn blocks(input: &Input) -> impl Iterator<Item = Range<usize>> {
     let tiles = input.n.div_ceil(input.tile_len);
-    let len = BLOCK / input.tile_len;
+    let len = if input.tiled() { TILED_BLOCK } else { BLOCK } / input.tile_len;
     (0..tiles).step_by(len).map(move |tile| tile..tiles.min(tile + len))
 }
 
@@ -289,7 +293,7 @@ impl<'a> Job<'a> {
                 for panels in groups(panels, GROUP) {
                     let weights = |i: usize| (self.w, panels.start + i);
                     part.in_tiles(panels.len(), &weights, &|tokens, totals| {
-                        self.finish(panels.start, tokens, totals);
+                        self.finish(part.isa, panels.start, tokens, totals);
                     });
                 }
             }
@@ -313,42 +317,16 @@ impl<'a> Job<'a> {
             let weights = panels.map(|panel| (self.w, panel));
             totals(part, weights, &block, sums.0.each_mut().map(|sums| &mut sums[..]));
             for (panel, sums) in panels.into_iter().zip(&mut sums.0) {
-                self.finish(panel, tokens(part.input, &block), &[&mut sums[..]]);
+                self.finish(part.isa, panel, tokens(part.input, &block), &[&mut sums[..]]);
             }
         }
     }
 
     /// Writes the outputs of panels from `panel` on.
-    fn finish(&self, panel: usize, tokens: Range<usize>, totals: &[&mut Totals]) {
-        let row = panel * PANEL;
-        let rows = (totals.len() * PANEL).min(self.rows - row);
-        for (i, token) in tokens.enumerate() {
-            // SAFETY: each token's rows of a panel belong to one part.
-            let out = unsafe { self.out.slice(token * self.rows + row, rows) };
-            let (panels, rest) = out.as_chunks_mut::<PANEL>();
-            let bias = self.bias.map(|bias| &bias[row..row + rows]);
-            for (p, (out, totals)) in panels.iter_mut().zip(totals).enumerate() {
-                self.write(out, &totals[i], bias.map(|bias| &bias[p * PANEL..]));
-            }
-            if let Some(last) = totals.last().filter(|_| !rest.is_empty()) {
-                let bias = bias.map(|bias| &bias[rows - rest.len()..]);
-                self.write(rest, &last[i], bias);
-            }
-        }
-    }
-
-    /// Writes the outputs of a token.
-    #[inline(always)]
-    fn write(&self, out: &mut [f32], totals: &[f32; PANEL], bias: Option<&[f32]>) {
-        let mut totals = *totals;
-        if let Some(bias) = bias {
-            totals.iter_mut().zip(bias).for_each(|(total, bias)| *total += bias);
-        }
-        let all = out.iter_mut().zip(totals);
-        match self.add {
-            true => all.for_each(|(out, total)| *out += total),
-            false => all.for_each(|(out, total)| *out = total),
-        }
+    fn finish(&self, isa: Isa, panel: usize, tokens: Range<usize>, totals: &[&mut Totals]) {
+        let place = Place { out: self.out, rows: self.rows, row: panel * PANEL, tokens };
+        // SAFETY: each token's rows of a panel belong to one part.
+        unsafe { write_sums(isa, place, totals, self.bias, self.add) };
     }
 }
 
@@ -384,10 +362,7 @@ impl GatedJob<'_> {
                 for panels in groups(panels, GROUP / 2) {
                     let weights = |i: usize| ([self.gate, self.up][i % 2], panels.start + i / 2);
                     part.in_tiles(2 * panels.len(), &weights, &|tokens, totals| {
-                        for (panel, both) in panels.clone().zip(totals.as_chunks_mut::<2>().0) {
-                            let [gates, ups] = both;
-                            self.finish(part.isa, panel, tokens.clone(), gates, ups);
-                        }
+                        self.finish(part.isa, panels.start, tokens, totals.as_chunks_mut().0);
                     });
                 }
             }
@@ -403,9 +378,9 @@ impl GatedJob<'_> {
                 totals(part, [(w, panel)], &(0..1), [std::slice::from_mut(sums)]);
             }
         }
-        for ((panel, gate), up) in panels.zip(&mut gates).zip(&ups) {
-            let (gate, up) = (std::slice::from_mut(gate), std::slice::from_ref(up));
-            self.finish(part.isa, panel, 0..1, gate, up);
+        for ((panel, gate), up) in panels.zip(&mut gates).zip(&mut ups) {
+            let both = [gate, up].map(std::slice::from_mut);
+            self.finish(part.isa, panel, 0..1, &[both]);
         }
     }
 
@@ -415,40 +390,27 @@ impl GatedJob<'_> {
         let [a, b] = panels;
         let weights = [(self.gate, a), (self.gate, b), (self.up, a), (self.up, b)];
         totals(part, weights, &(0..1), sums.each_mut().map(|sums| &mut sums[..]));
-        let [mut gate_a, mut gate_b, up_a, up_b] = sums;
-        self.finish(part.isa, a, 0..1, &mut gate_a, &up_a);
-        self.finish(part.isa, b, 0..1, &mut gate_b, &up_b);
+        let [gate_a, gate_b, up_a, up_b] = sums.each_mut().map(|sums| &mut sums[..]);
+        self.finish(part.isa, a, 0..1, &[[gate_a, up_a]]);
+        self.finish(part.isa, b, 0..1, &[[gate_b, up_b]]);
     }
 
     /// Computes the outputs of a panel, for all tokens in blocks of `N`.
     fn panel<const N: usize>(&self, part: &Part<'_>, panel: usize) {
         for block in blocks(part.input) {
             let mut sums = Aligned([[[0.0; PANEL]; N]; 2]);
-            let [gates, ups] = &mut sums.0;
+            let [gates, ups] = sums.0.each_mut().map(|sums| &mut sums[..]);
             let weights = [(self.gate, panel), (self.up, panel)];
-            totals(part, weights, &block, [gates, ups]);
-            self.finish(part.isa, panel, tokens(part.input, &block), gates, ups);
+            totals(part, weights, &block, [&mut *gates, &mut *ups]);
+            self.finish(part.isa, panel, tokens(part.input, &block), &[[gates, ups]]);
         }
     }
 
-    /// Writes the outputs of a panel.
-    fn finish(
-        &self,
-        isa: Isa,
-        panel: usize,
-        tokens: Range<usize>,
-        gates: &mut Totals,
-        ups: &Totals,
-    ) {
-        let rows = PANEL.min(self.rows - panel * PANEL);
-        activate_slice(isa, self.act, gates[..tokens.len()].as_flattened_mut());
-        for ((token, gates), ups) in tokens.zip(gates).zip(ups) {
-            // SAFETY: each token's rows of a panel belong to one part.
-            let out = unsafe { self.out.slice(token * self.rows + panel * PANEL, rows) };
-            for ((out, gate), up) in out.iter_mut().zip(gates).zip(ups) {
-                *out = *gate * up;
-            }
-        }
+    /// Writes the outputs of panels from `panel` on.
+    fn finish(&self, isa: Isa, panel: usize, tokens: Range<usize>, totals: &[[&mut Totals; 2]]) {
+        let place = Place { out: self.out, rows: self.rows, row: panel * PANEL, tokens };
+        // SAFETY: as above.
+        unsafe { write_gated(isa, place, self.act, totals) };
     }
 }
 

@@ -10,8 +10,10 @@
 //!   weights beside each are zeros: what becomes of the sums takes longer than the products.
 //!
 //! Where the time goes: activations that come from the third-level cache are slow (10 bytes for each cycle, where 32 are
-//! needed), hence the blocks of columns; sums that are stored and read again at once have to be waited for, hence `Pending`. Measured
-//! for 256 tokens and 2048 × 2048, one core: bf16 1050, q4 1010, q8 600 GOP/s; AVX-512 80, 290 and 320.
+//! needed), hence the blocks of columns. Sums that are stored at once have to be waited for, and so has who widens weights: both are done
+//! a share at a time, while later products are on their way. To ask for weights before they are widened made things worse: what is asked
+//! for takes the places of what is read from the second-level cache. Measured for 512 tokens and 2048 × 2048 with one core that has no
+//! busy neighbour: bf16 1020, q4 1140, q8 620 GOP/s, of 2660 that the products alone would allow.
 
 #![cfg(target_arch = "x86_64")]
 #![allow(clippy::wildcard_imports, reason = "the names of the intrinsics say where they come from")]
@@ -20,48 +22,52 @@ use std::arch::x86_64::*;
 use std::cell::RefCell;
 use std::ops::Range;
 
-use super::ahead;
 use super::amx::{
-    HALVES, LINE, Pending, SIDE, Sums, Tiles, Weights, add_bf16, multiply_bytes, multiply_steps,
+    HALVES, Half, LINE, SIDE, Sums, Tiles, Unstored, Weights, add_bf16, add_bytes, begin_bf16,
+    begin_bytes, multiply_bytes, store_half,
 };
 use super::input::{Input, SPAN, TILED_TOKENS};
-use super::integers512::{load, load_f16, q4_codes, q4_scales, q8_scaled, table};
-use super::linear::{GROUP, Totals};
-use super::quantized::{Q4_RAISED, Q8_COLUMNS, q4_span, q8_span, scale_rows};
-use crate::memory::{ALIGN, Aligned, Lines};
-use crate::packed::{COLUMNS, Format, PANEL, Q4_GROUP, Q8_GROUP};
+use super::integers512::{load_f16, q8_scaled};
+use super::linear::{GROUP, TILED_BLOCK, Totals};
+use super::quantized::{Q8_COLUMNS, q4_row_scales};
+use super::widen_amx::{PackedSpan, Widened, span_bytes};
+use crate::memory::{Aligned, Lines};
+use crate::packed::{COLUMNS, Format, PANEL, Q8_GROUP};
 
 /// Bytes of activations that are multiplied with one panel after the other: they stay in the second-level cache.
 const ACTIVATIONS: usize = 512 << 10;
 
-/// What the kernels of a thread need for themselves.
+/// What a thread needs for itself.
 struct Scratch {
-    bf16: [[Weights; 2]; SPAN / HALVES],
-    q4: [[Weights; 2]; SPAN / COLUMNS],
-    /// In the first ones the second half, in the second ones the first half stays zero.
-    q8: [[Weights; 2]; SPAN / COLUMNS],
-    products: Aligned<[[Sums<i32>; 2]; SPAN / COLUMNS]>,
-    /// Where what nobody wants is added.
-    nobody: Aligned<[[f32; PANEL]; TILED_TOKENS]>,
+    /// The sums of a group of panels.
+    totals: Lines<f32>,
+    /// The weights of a unit, and those of the next.
+    weights: [Widened; 2],
+    products: Products,
 }
 
-impl Scratch {
-    const fn new() -> Self {
-        const ZERO: [Weights; 2] = [Aligned([[0; LINE]; SIDE]); 2];
-        Self {
-            bf16: [ZERO; SPAN / HALVES],
-            q4: [ZERO; SPAN / COLUMNS],
-            q8: [ZERO; SPAN / COLUMNS],
-            products: Aligned([[[[0; SIDE]; SIDE]; 2]; SPAN / COLUMNS]),
-            nobody: Aligned([[0.0; PANEL]; TILED_TOKENS]),
-        }
-    }
+/// Sums that are not yet part of the totals.
+struct Products {
+    bytes: Aligned<[[Sums<i32>; 2]; 2]>,
+    /// For what nobody wants: what the registers hold before the first product, and a second panel's sums where there is none.
+    before: Aligned<[[Sums<f32>; 2]; 2]>,
+    nobody: Aligned<[[Sums<f32>; 2]; TILED_BLOCK / TILED_TOKENS]>,
 }
 
 thread_local! {
-    /// The sums of a group of panels, and what the kernels need.
-    static SCRATCH: RefCell<(Lines<f32>, Scratch)> =
-        const { RefCell::new((Lines::new(), Scratch::new())) };
+    static SCRATCH: RefCell<Scratch> = const {
+        const WEIGHTS: [Weights; 2] = [Aligned([[0; LINE]; SIDE]); 2];
+        const SUMS: [Sums<f32>; 2] = [[[0.0; SIDE]; SIDE]; 2];
+        RefCell::new(Scratch {
+            totals: Lines::new(),
+            weights: [[WEIGHTS; SPAN / HALVES]; 2],
+            products: Products {
+                bytes: Aligned([[[[0; SIDE]; SIDE]; 2]; 2]),
+                before: Aligned([SUMS; 2]),
+                nobody: Aligned([SUMS; TILED_BLOCK / TILED_TOKENS]),
+            },
+        })
+    };
 }
 
 /// What tells a panel: how it is packed, and its bytes.
@@ -76,7 +82,7 @@ pub(crate) fn totals<'w>(
     weights: PanelOf<'_, 'w>,
     finish: &dyn Fn(Range<usize>, &mut [&mut Totals]),
 ) {
-    SCRATCH.with_borrow_mut(|(sums, scratch)| {
+    SCRATCH.with_borrow_mut(|Scratch { totals: sums, weights: buffers, products }| {
         let len = tokens.len().next_multiple_of(TILED_TOKENS) * PANEL;
         sums.grow(count * len);
         let sums = &mut sums[..count * len];
@@ -86,12 +92,7 @@ pub(crate) fn totals<'w>(
             std::array::from_fn(|_| sums.next().unwrap_or_default());
         let totals = &mut totals[..count];
         let group = Group { input, tokens: tokens.clone(), count, weights };
-        group.add(tiles, scratch, totals);
-        for (i, totals) in totals.iter_mut().enumerate() {
-            if let (Format::Q4, panel) = weights(i) {
-                scale_rows(panel, &mut totals[..tokens.len()]);
-            }
-        }
+        group.add(tiles, buffers, products, totals);
         finish(tokens, totals);
     });
 }
@@ -107,7 +108,13 @@ struct Group<'a, 'w> {
 impl<'w> Group<'_, 'w> {
     /// Adds the products. The activations are read again for each panel, so as many columns are taken at a time as leave them in
     /// the cache.
-    fn add(&self, tiles: &Tiles, scratch: &mut Scratch, totals: &mut [&mut Totals]) {
+    fn add(
+        &self,
+        tiles: &Tiles,
+        [now, next]: &mut [Widened; 2],
+        products: &mut Products,
+        totals: &mut [&mut Totals],
+    ) {
         let halves = (0..self.count).any(|i| self.is_bf16(i));
         let span_len = self.tokens.len() * SPAN * if halves { 2 } else { 1 };
         let spans = (ACTIVATIONS / span_len).max(1);
@@ -117,21 +124,51 @@ impl<'w> Group<'_, 'w> {
                 self.firsts().flat_map(move |i| spans.clone().map(move |span| (i, span)))
             })
         };
-        let nexts = units().skip(1).map(Some).chain([None]);
-        for ((i, span), next) in units().zip(nexts) {
-            let next = next.map_or([&[][..]; 2], |(i, span)| self.bytes(i, span));
-            let (weights, tokens) = (self.bytes(i, span), self.tokens.clone());
-            let unit = Unit { weights, span, tokens, next };
+        let (mut now, mut next) = (now, next);
+        let packed = |(i, span)| self.packed(i, span);
+        if let Some(first) = units().next().map(packed) {
+            // SAFETY: where there are such tiles, there is AVX-512.
+            unsafe { first.widen(0..first.pieces(), now) };
+        }
+        let nexts = units().skip(1).map(packed).map(Some).chain([None]);
+        for ((i, span), following) in units().zip(nexts) {
+            let packed = packed((i, span));
             let [first, rest @ ..] = &mut totals[i..] else { return };
-            match (self.weights)(i).0 {
+            let unit = Unit {
+                weights: &now[..packed.steps()],
+                span,
+                tokens: self.tokens.clone(),
+                meanwhile: Meanwhile {
+                    next: following.map(|packed| (packed, &mut *next)),
+                    turns: self.tokens.len().div_ceil(TILED_TOKENS),
+                    turn: 0,
+                },
+            };
+            match packed.format {
                 Format::F32 | Format::F16 => unreachable!("there are no tiles of them"),
                 Format::Bf16 => {
-                    let second = rest.first_mut().map_or(&mut [][..], |second| second);
-                    bf16(tiles, scratch, &unit, self.input, [first, second]);
+                    let second = rest.first_mut().filter(|_| self.together(i) == 2);
+                    bf16(
+                        tiles,
+                        unit,
+                        self.input,
+                        products,
+                        first,
+                        second.map(|second| &mut **second),
+                    );
                 }
-                Format::Q8 => q8(tiles, scratch, &unit, self.input, first),
-                Format::Q4 => q4(tiles, scratch, &unit, self.input, first),
+                // SAFETY: where there are such tiles, there is AVX-512.
+                Format::Q8 => unsafe {
+                    q8(tiles, unit, self.input, packed.bytes[0], products, first)
+                },
+                // SAFETY: as above.
+                Format::Q4 => unsafe {
+                    let last = span + 1 == self.input.spans();
+                    let rows = last.then(|| q4_row_scales((self.weights)(i).1));
+                    q4(tiles, unit, self.input, rows, products, first);
+                },
             }
+            (now, next) = (next, now);
         }
     }
 
@@ -152,255 +189,212 @@ impl<'w> Group<'_, 'w> {
     }
 
     /// The weights of a unit.
-    fn bytes(&self, i: usize, span: usize) -> [&'w [u8]; 2] {
+    fn packed(&self, i: usize, span: usize) -> PackedSpan<'w> {
         let bytes = |i| {
             let (format, panel) = (self.weights)(i);
             span_bytes(format, panel, self.input, span)
         };
-        [bytes(i), if self.together(i) == 2 { bytes(i + 1) } else { &[] }]
+        let second = if self.together(i) == 2 { bytes(i + 1) } else { &[] };
+        PackedSpan { format: (self.weights)(i).0, bytes: [bytes(i), second] }
     }
 }
 
-/// A span of some panels, and the tokens that meet it.
+/// A span of one panel or two, and the tokens that meet it.
 struct Unit<'a> {
-    /// The packed weights of one or two panels, see [`span_bytes`]; those of a second one may be empty.
-    weights: [&'a [u8]; 2],
+    weights: &'a [[Weights; 2]],
     span: usize,
     tokens: Range<usize>,
-    /// What is read next.
-    next: [&'a [u8]; 2],
+    meanwhile: Meanwhile<'a>,
 }
 
-/// The bytes of a span of a panel; none where there is no such kernel.
-fn span_bytes<'a>(format: Format, panel: &'a [u8], input: &Input, span: usize) -> &'a [u8] {
-    match format {
-        Format::F32 | Format::F16 => &[],
-        Format::Bf16 => panel.as_chunks::<{ 2 * PANEL }>().0[span * SPAN..][..input.columns(span)]
-            .as_flattened(),
-        Format::Q8 => q8_span(panel, span).as_flattened(),
-        Format::Q4 => q4_span(panel, span).as_flattened(),
-    }
+/// What is done while tiles are multiplied, a share for each pair of tiles.
+struct Meanwhile<'a> {
+    /// The weights of the next unit, to be widened.
+    next: Option<(PackedSpan<'a>, &'a mut Widened)>,
+    turns: usize,
+    turn: usize,
 }
 
-impl Unit<'_> {
-    /// The pairs of tiles: their first tokens, and the places of these among the totals. What is read next is asked for
-    /// meanwhile.
-    fn pairs(&self) -> impl Iterator<Item = (usize, usize)> {
-        let start = self.tokens.start;
-        let count = self.tokens.len().div_ceil(TILED_TOKENS);
-        let share = self.next.map(|next| next.len().div_ceil(count));
-        (0..count).map(move |i| {
-            for (next, share) in self.next.iter().zip(share) {
-                for at in (i * share..next.len().min((i + 1) * share)).step_by(ALIGN) {
-                    ahead::prefetch(next.as_ptr(), at);
-                }
-            }
-            (start + i * TILED_TOKENS, i * TILED_TOKENS)
-        })
+impl Meanwhile<'_> {
+    fn take_turn(&mut self) {
+        let part = |len: usize| len * self.turn / self.turns..len * (self.turn + 1) / self.turns;
+        if let Some((packed, to)) = &mut self.next {
+            // SAFETY: where there are such tiles, there is AVX-512.
+            unsafe { packed.widen(part(packed.pieces()), to) };
+        }
+        self.turn += 1;
     }
 }
 
 /// Adds the products of a unit in bf16 to the totals of its panels.
 fn bf16(
     tiles: &Tiles,
-    scratch: &mut Scratch,
-    unit: &Unit<'_>,
+    mut unit: Unit<'_>,
     input: &Input,
-    [first, second]: [&mut Totals; 2],
+    products: &mut Products,
+    first: &mut Totals,
+    second: Option<&mut Totals>,
 ) {
-    let w = &mut scratch.bf16[..input.columns(unit.span).div_ceil(HALVES)];
-    for (p, weights) in unit.weights.into_iter().enumerate() {
-        // SAFETY: where there are such tiles, there is AVX-512.
-        unsafe { widen_bf16(weights.as_chunks().0, w, p) };
+    let second = second.map_or(&mut products.nobody.0[..], tile_pairs);
+    let mut unstored = Unstored::new(products.before.0.each_mut());
+    let x = input.all_tiles(input.halves.as_chunks().0, HALVES, unit.span, &unit.tokens);
+    let pairs = x.chunks_exact(2 * unit.weights.len());
+    for (x, sums) in pairs.zip(tile_pairs(first).iter_mut().zip(second)) {
+        let (a, b) = x.split_at(unit.weights.len());
+        let mut steps = a.iter().zip(b).zip(unit.weights);
+        let Some(((a, b), w)) = steps.next() else { return };
+        unstored = begin_bf16(tiles, [a, b], w, sums.into(), unstored);
+        for ((a, b), w) in steps {
+            add_bf16(tiles, [a, b], w);
+        }
+        unit.meanwhile.take_turn();
     }
-    for (token, place) in unit.pairs() {
-        let second = match unit.weights[1] {
-            [] => two_tiles(&mut scratch.nobody.0, 0),
-            [..] => two_tiles(second, place),
-        };
-        let x = input.tiles(input.halves.as_chunks().0, HALVES, unit.span, token);
-        add_bf16(tiles, x, w, [two_tiles(first, place), second]);
-    }
+    unstored.store(tiles);
 }
 
-/// The sums of 32 tokens from `at` on.
-fn two_tiles(totals: &mut Totals, at: usize) -> &mut [Sums<f32>; 2] {
+/// The sums of each 32 tokens.
+fn tile_pairs(totals: &mut Totals) -> &mut [[Sums<f32>; 2]] {
     const { assert!(PANEL == SIDE) };
-    let tiles = totals[at..].as_chunks_mut::<SIDE>().0;
-    tiles.first_chunk_mut().expect("room for whole tiles")
+    totals.as_chunks_mut::<SIDE>().0.as_chunks_mut().0
 }
 
-/// The columns of a span, in the order of [`super::amx`]: of each four, the second and the last in a line, then the others.
+/// Tokens whose sums of q4 are added between two steps.
+const SOME: usize = TILED_TOKENS / (SPAN / COLUMNS);
+
+/// Adds the products of a unit in q4 to the totals of its only panel; the last span scales the `rows`.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn widen_bf16(columns: &[[u8; 2 * PANEL]], w: &mut [[Weights; 2]], p: usize) {
-    let (steps, rest) = columns.as_chunks::<HALVES>();
-    for (step, w) in steps.iter().zip(&mut *w) {
-        widen_step(step, &mut w[p]);
+fn q4(
+    tiles: &Tiles,
+    mut unit: Unit<'_>,
+    input: &Input,
+    rows: Option<[f32; PANEL]>,
+    products: &mut Products,
+    totals: &mut Totals,
+) {
+    let Products { bytes: Aligned(sums), before, .. } = products;
+    // What the registers hold at first counts nothing.
+    let mut before = (&[0.0; TILED_TOKENS], before.0[0].as_flattened_mut());
+    let x = input.all_tiles(input.bytes.as_chunks().0, COLUMNS, unit.span, &unit.tokens);
+    let scales = &input.byte_scales[unit.span * input.padded() + unit.tokens.start..];
+    let places = scales.as_chunks().0.iter().zip(totals.chunks_exact_mut(TILED_TOKENS));
+    for (x, place) in x.chunks_exact(2 * unit.weights.len()).zip(places) {
+        let (a, b) = x.split_at(unit.weights.len());
+        for i in 0..SPAN / COLUMNS {
+            match unit.weights.get(i) {
+                Some(w) if i == 0 => {
+                    begin_bytes(tiles, [&a[i], &b[i]], w, Unstored::new(sums.each_mut()));
+                }
+                Some(w) => add_bytes(tiles, [&a[i], &b[i]], w),
+                None => (),
+            }
+            // Meanwhile, of the sums before.
+            add_some(sums, before.0, &rows, before.1, i);
+        }
+        unit.meanwhile.take_turn();
+        before = place;
     }
-    if !rest.is_empty() {
-        let mut last = [[0; 2 * PANEL]; HALVES];
-        last[..rest.len()].copy_from_slice(rest);
-        widen_step(&last, &mut w[steps.len()][p]);
+    Unstored::new(sums.each_mut()).store(tiles);
+    for i in 0..SPAN / COLUMNS {
+        add_some(sums, before.0, &rows, before.1, i);
     }
 }
 
+/// `totals += (128 × sums[0] + sums[1]) × scale`, then all `× rows`, for some of 32 tokens.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn widen_step(columns: &[[u8; 2 * PANEL]; HALVES], w: &mut Weights) {
-    let fours = columns.as_chunks::<4>().0;
-    for (lines, four) in w.0.as_chunks_mut::<2>().0.iter_mut().zip(fours) {
-        let (first, second) = four.split_at(2);
-        // SAFETY: all are 64 bytes long.
-        unsafe {
-            // Rows 0 and 8, 1 and 9 … of two columns, one after the other.
-            let first = _mm512_loadu_si512(first.as_ptr().cast());
-            let second = _mm512_loadu_si512(second.as_ptr().cast());
-            let low = _mm512_mask_blend_epi16(0xaaaa_aaaa, first, _mm512_slli_epi32::<16>(second));
-            let high = _mm512_mask_blend_epi16(0x5555_5555, second, _mm512_srli_epi32::<16>(first));
-            let odd = _mm512_shuffle_i64x2::<0b11_10_11_10>(low, high);
-            let even = _mm512_shuffle_i64x2::<0b01_00_01_00>(low, high);
-            _mm512_store_si512(lines[0].as_mut_ptr().cast(), odd);
-            _mm512_store_si512(lines[1].as_mut_ptr().cast(), even);
-        }
-    }
-}
-
-/// Adds the products of a unit in q4, without the row scales, to the totals of its only panel.
-fn q4(tiles: &Tiles, scratch: &mut Scratch, unit: &Unit<'_>, input: &Input, totals: &mut Totals) {
-    let Scratch { q4: w, products: Aligned(products), nobody, .. } = scratch;
-    let [first, second] = products.as_chunks_mut::<2>().0 else { unreachable!("twice two") };
-    let (mut sums, mut before) = (first, second);
-    let groups = unit.weights[0].as_chunks().0;
-    // SAFETY: where there are such tiles, there is AVX-512.
-    unsafe { widen_q4(groups, w) };
-    let no_scales = [0.0; TILED_TOKENS];
-    let mut scales = &no_scales;
-    let mut to: &mut [[f32; PANEL]; TILED_TOKENS] = &mut nobody.0;
-    let all_scales = &input.byte_scales[unit.span * input.padded() + unit.tokens.start..];
-    let all_scales = all_scales.as_chunks().0;
-    let all_totals = totals.as_chunks_mut().0;
-    let pairs = unit.pairs().zip(all_scales).zip(all_totals);
-    for (((token, _), next_scales), next_totals) in pairs {
-        let x = input.tiles(input.bytes.as_chunks().0, COLUMNS, unit.span, token);
-        let pending = Pending { sums: before, scales, totals: to };
-        multiply_bytes(tiles, x, &w[..groups.len()], sums, pending);
-        (sums, before) = (before, sums);
-        (scales, to) = (next_scales, next_totals);
-    }
-    // SAFETY: as above.
-    unsafe { add_scaled(before, scales, to) };
-}
-
-/// `totals += (128 × sums[0] + sums[1]) × scale`, for each of 32 tokens.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn add_scaled(
+fn add_some(
     sums: &[[Sums<i32>; 2]; 2],
     scales: &[f32; TILED_TOKENS],
-    totals: &mut [[f32; PANEL]; TILED_TOKENS],
+    rows: &Option<[f32; PANEL]>,
+    totals: &mut [[f32; PANEL]],
+    i: usize,
 ) {
-    let high = sums[0].as_flattened().iter();
-    let sums = high.zip(sums[1].as_flattened());
-    for (((high, low), scale), total) in sums.zip(scales).zip(totals) {
+    let [high, low] = sums.each_ref().map(|sums| &sums.as_flattened().as_chunks::<SOME>().0[i]);
+    let scales = &scales.as_chunks::<SOME>().0[i];
+    let totals = &mut totals.as_chunks_mut::<SOME>().0[i];
+    for i in 0..SOME {
         // SAFETY: all arrays are 64 bytes long.
         unsafe {
-            let high = _mm512_slli_epi32::<7>(_mm512_loadu_si512(high.as_ptr().cast()));
-            let sum = _mm512_add_epi32(high, _mm512_loadu_si512(low.as_ptr().cast()));
-            let before = _mm512_loadu_ps(total.as_ptr());
-            let scale = _mm512_set1_ps(*scale);
-            let after = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scale, before);
-            _mm512_storeu_ps(total.as_mut_ptr(), after);
-        }
-    }
-}
-
-/// The weights of a span without their row scales, in two bytes: the upper one is worth 128.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn widen_q4(groups: &[[u8; Q4_GROUP]], w: &mut [[Weights; 2]]) {
-    let table = _mm512_sub_epi8(table(), _mm512_set1_epi8(Q4_RAISED));
-    for (group, [high, low]) in groups.iter().zip(w) {
-        let lines = high.0.as_chunks_mut::<4>().0.iter_mut().zip(low.0.as_chunks_mut::<4>().0);
-        for (i, (high, low)) in lines.enumerate() {
-            // For each row twice.
-            let scales = q4_scales(group, i);
-            let scales =
-                _mm512_mask_blend_epi16(0xaaaa_aaaa, scales, _mm512_slli_epi32::<16>(scales));
-            for j in 0..2 {
-                let bytes = load(group, 4 * PANEL + (2 * i + j) * LINE);
-                // SAFETY: without VBMI.
-                let codes = unsafe { q4_codes::<false>(bytes, table) };
-                for (k, codes) in codes.into_iter().enumerate() {
-                    let [upper, lower] = split(codes, scales);
-                    // SAFETY: the arrays are 64 bytes long.
-                    unsafe {
-                        _mm512_storeu_si512(high[2 * j + k].as_mut_ptr().cast(), upper);
-                        _mm512_storeu_si512(low[2 * j + k].as_mut_ptr().cast(), lower);
-                    }
-                }
+            let high = _mm512_slli_epi32::<7>(_mm512_loadu_si512(high[i].as_ptr().cast()));
+            let sum = _mm512_add_epi32(high, _mm512_loadu_si512(low[i].as_ptr().cast()));
+            let before = _mm512_loadu_ps(totals[i].as_ptr());
+            let scale = _mm512_set1_ps(scales[i]);
+            let mut after = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scale, before);
+            if let Some(rows) = rows {
+                after = _mm512_mul_ps(after, _mm512_loadu_ps(rows.as_ptr()));
             }
+            _mm512_storeu_ps(totals[i].as_mut_ptr(), after);
         }
     }
-}
-
-/// The products of codes with scales of 16 bits, as bytes: those of the upper bits, and the lower seven bits.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn split(codes: __m512i, scales: __m512i) -> [__m512i; 2] {
-    const ODD: u64 = 0xaaaa_aaaa_aaaa_aaaa;
-    let even = _mm512_srai_epi16::<8>(_mm512_slli_epi16::<8>(codes));
-    let even = _mm512_mullo_epi16(even, scales);
-    let odd = _mm512_mullo_epi16(_mm512_srai_epi16::<8>(codes), scales);
-    let high = _mm512_srli_epi16::<7>(even);
-    let high = _mm512_mask_blend_epi8(ODD, high, _mm512_slli_epi16::<1>(odd));
-    let low = _mm512_mask_blend_epi8(ODD, even, _mm512_slli_epi16::<8>(odd));
-    [high, _mm512_and_si512(low, _mm512_set1_epi8(127))]
 }
 
 /// Adds the products of a unit in q8 to the totals of its only panel.
-fn q8(tiles: &Tiles, scratch: &mut Scratch, unit: &Unit<'_>, input: &Input, totals: &mut Totals) {
-    let Scratch { q8: w, products: Aligned(sums), .. } = scratch;
-    let groups = unit.weights[0].as_chunks().0;
-    for (group, w) in groups.iter().zip(&mut *w) {
-        let (halves, _) = group[4 * PANEL..].as_chunks::<{ Q8_COLUMNS * PANEL }>();
-        let [first, second] = w;
-        first.0[..SIDE / 2].as_flattened_mut().copy_from_slice(&halves[0]);
-        second.0[SIDE / 2..].as_flattened_mut().copy_from_slice(&halves[1]);
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn q8(
+    tiles: &Tiles,
+    mut unit: Unit<'_>,
+    input: &Input,
+    packed: &[u8],
+    products: &mut Products,
+    totals: &mut Totals,
+) {
+    let Products { bytes: Aligned(products), .. } = products;
+    let groups: &[[u8; Q8_GROUP]] = packed.as_chunks().0;
+    let (w, steps) = (&unit.weights[..groups.len()], groups.len());
+    let x = input.all_tiles(input.fine_bytes.as_chunks().0, COLUMNS, unit.span, &unit.tokens);
+    let scales = unit.span * SPAN / Q8_COLUMNS * input.padded() + unit.tokens.start;
+    let scales = &input.fine_scales[scales..];
+    // The sums of a step are added while the second after it is multiplied.
+    for i in 0..2 {
+        multiply_bytes(tiles, Half::of(i), &x[i], &w[i % steps], &mut products[i]);
     }
-    for (token, place) in unit.pairs() {
-        let x = input.tiles(input.fine_bytes.as_chunks().0, COLUMNS, unit.span, token);
-        let totals = two_tiles(totals, place).iter_mut();
-        for ((x, totals), token) in x.into_iter().zip(totals).zip([token, token + SIDE]) {
-            multiply_steps(tiles, x, &w[..groups.len()], sums);
-            let first = unit.span * SPAN / Q8_COLUMNS;
-            let scales = &input.fine_scales[first * input.padded() + token..];
-            // SAFETY: where there are such tiles, there is AVX-512.
-            unsafe { add_groups(groups, sums, scales, input.padded(), totals) };
+    for (tile, totals) in totals.chunks_exact_mut(SIDE).take(x.len() / steps).enumerate() {
+        let mut sums = [_mm512_setzero_ps(); SIDE];
+        for (step, group) in groups.iter().enumerate() {
+            let i = tile * steps + step;
+            let products = &mut products[i % 2];
+            match x.get(i + 2) {
+                Some(x) => multiply_bytes(tiles, Half::of(i), x, &w[(step + 2) % steps], products),
+                None => store_half(tiles, Half::of(i), products),
+            }
+            let scales = &scales[2 * step * input.padded() + tile * SIDE..];
+            sums = add_step(group, products, scales, input.padded(), sums);
+        }
+        add_sums(sums, totals);
+        if tile % 2 == 1 {
+            unit.meanwhile.take_turn();
         }
     }
 }
 
-/// Adds the sums of 32 columns each, with the scales of both sides; those of the tokens are `next` apart.
+/// Adds the sums of 64 columns to those of a tile's tokens, with the scales of both sides; those of the tokens for each 32 columns
+/// are `next` apart.
+#[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn add_groups(
-    groups: &[[u8; Q8_GROUP]],
-    products: &[[Sums<i32>; 2]],
+fn add_step(
+    group: &[u8; Q8_GROUP],
+    products: &[Sums<i32>; 2],
     x_scales: &[f32],
     next: usize,
-    totals: &mut Sums<f32>,
-) {
-    let mut sums = [_mm512_setzero_ps(); SIDE];
-    let mut x_scales = x_scales.chunks(next);
-    for (group, products) in groups.iter().zip(products) {
-        for (half, products) in products.iter().enumerate() {
-            let scales = load_f16(group, half * 2 * PANEL);
-            let x_scales = x_scales.next().and_then(|scales| scales.first_chunk::<SIDE>());
-            let x_scales = x_scales.expect("scales of each token");
-            for ((sum, products), x_scale) in sums.iter_mut().zip(products).zip(x_scales) {
-                // SAFETY: the array is 64 bytes long.
-                let products = unsafe { _mm512_loadu_si512(products.as_ptr().cast()) };
-                *sum = q8_scaled(products, scales, *x_scale, *sum);
-            }
+    mut sums: [__m512; SIDE],
+) -> [__m512; SIDE] {
+    for (half, products) in products.iter().enumerate() {
+        let scales = load_f16(group, half * 2 * PANEL);
+        let x_scales: &[f32; SIDE] =
+            x_scales[half * next..].first_chunk().expect("scales of each token");
+        for ((sum, products), x_scale) in sums.iter_mut().zip(products).zip(x_scales) {
+            // SAFETY: the array is 64 bytes long.
+            let products = unsafe { _mm512_loadu_si512(products.as_ptr().cast()) };
+            *sum = q8_scaled(products, scales, *x_scale, *sum);
         }
     }
+    sums
+}
+
+/// Adds the sums of a tile to its totals.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn add_sums(sums: [__m512; SIDE], totals: &mut Totals) {
     // A scale of one, as the other kernels have here, would cost a tenth of the speed.
     for (sum, total) in sums.into_iter().zip(totals) {
         // SAFETY: the array is 64 bytes long.

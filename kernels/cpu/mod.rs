@@ -22,6 +22,7 @@ pub mod linear;
 pub(crate) mod linear_amx;
 pub mod mamba;
 pub(crate) mod math;
+mod outputs;
 pub mod pack;
 mod prepare;
 pub(crate) mod quantized;
@@ -31,3 +32,5 @@ pub(crate) mod simd;
 mod tile;
 #[cfg(target_arch = "x86_64")]
 mod whole_tiles;
+#[cfg(target_arch = "x86_64")]
+mod widen_amx;
