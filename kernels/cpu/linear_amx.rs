@@ -13,7 +13,8 @@
 //! needed), hence the blocks of columns. Sums that are stored at once have to be waited for, and so has who widens weights: both are done
 //! a share at a time, while later products are on their way. To ask for weights before they are widened made things worse: what is asked
 //! for takes the places of what is read from the second-level cache. Measured for 512 tokens and 2048 × 2048 with one core that has no
-//! busy neighbour: bf16 1020, q4 1140, q8 620 GOP/s, of 2660 that the products alone would allow.
+//! busy neighbour: bf16 1000, q4 1110, q8 610 GOP/s, of 2660 that the products alone would
+//! allow (q8: half of that).
 
 #![cfg(target_arch = "x86_64")]
 #![allow(clippy::wildcard_imports, reason = "the names of the intrinsics say where they come from")]
