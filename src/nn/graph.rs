@@ -21,7 +21,7 @@ use weights::Weights;
 pub use weights::{rehearse, show_weights};
 
 /// Tokens that pass through the graph together: enough to read each weight seldom, few enough for small buffers.
-pub const CHUNK: usize = 512;
+pub const CHUNK: usize = 256;
 
 /// Rows of logits that are computed together when all are wanted.
 const LOGIT_ROWS: usize = 32;
