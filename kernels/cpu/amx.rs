@@ -6,7 +6,7 @@
 //!
 //! The compiler has no names for what these registers hold, and does not touch them: so each function here is a block of assembly
 //! between memory and registers. Sums are complete only 52 cycles after their last product was begun, and who stores them before
-//! begins no others meanwhile; so they are left in the registers, and stored when the next ones need these, see [`Unstored`].
+//! begins no others meanwhile; so they are left in the registers, and stored when the next ones need these.
 
 #![cfg(target_arch = "x86_64")]
 
@@ -107,34 +107,20 @@ pub(crate) type Sums<T> = [[T; SIDE]; SIDE];
 /// Four sums: those of 32 tokens with one tile of weights, and with the other.
 pub(crate) type Four<'a, T> = [&'a mut [Sums<T>; 2]; 2];
 
-/// Sums in the registers, and where they belong.
-pub(crate) struct Unstored<'a, T> {
-    to: [*mut [Sums<T>; 2]; 2],
-    memory: PhantomData<&'a mut T>,
-}
-
-impl<'a, T> Unstored<'a, T> {
-    /// What the registers hold is to be stored in `to`; before the first product, that is anything.
-    pub(crate) fn new(to: Four<'a, T>) -> Self {
-        Self { to: to.map(std::ptr::from_mut), memory: PhantomData }
-    }
-
-    /// Stores them.
-    pub(crate) fn store(self, _: &Tiles) {
-        let [a, b] = self.to;
-        // SAFETY: the registers are set up; they are written to whole arrays, which are borrowed, and may hold any bytes.
-        unsafe {
-            asm!(
-                "tilestored [{a} + {line}], tmm0",
-                "tilestored [{b} + {line}], tmm1",
-                "tilestored [{a} + {line} + 1024], tmm2",
-                "tilestored [{b} + {line} + 1024], tmm3",
-                a = in(reg) a,
-                b = in(reg) b,
-                line = in(reg) LINE,
-                options(nostack, preserves_flags),
-            );
-        }
+/// Stores the four sums that are in the registers: before the first product, that is anything.
+pub(crate) fn store<T>(_: &Tiles, to: Four<'_, T>) {
+    // SAFETY: the registers are set up; they are written to whole arrays of numbers, which may hold any bytes.
+    unsafe {
+        asm!(
+            "tilestored [{a} + {line}], tmm0",
+            "tilestored [{b} + {line}], tmm1",
+            "tilestored [{a} + {line} + 1024], tmm2",
+            "tilestored [{b} + {line} + 1024], tmm3",
+            a = in(reg) to[0].as_mut_ptr(),
+            b = in(reg) to[1].as_mut_ptr(),
+            line = in(reg) LINE,
+            options(nostack, preserves_flags),
+        );
     }
 }
 
@@ -167,35 +153,51 @@ macro_rules! two_by_two {
     };
 }
 
-/// The first step of sums in bf16, which go on from what stands in `sums`; those `before` are stored.
+/// The first step of sums: each register is stored `$before` `$room` is made in it.
+macro_rules! begin {
+    ($product:literal, [$room0:literal, $room1:literal, $room2:literal, $room3:literal],
+        $x:expr, $w:expr, $before:expr, $($operands:tt)*) => {
+        two_by_two!(
+            $product,
+            ["tilestored [{b0} + {line}], tmm0", $room0],
+            ["tilestored [{b1} + {line}], tmm1", $room1],
+            ["tilestored [{b0} + {line} + 1024], tmm2", $room2],
+            ["tilestored [{b1} + {line} + 1024], tmm3", $room3],
+            $x, $w,
+            b0 = in(reg) $before[0].as_mut_ptr(),
+            b1 = in(reg) $before[1].as_mut_ptr(),
+            $($operands)*
+        )
+    };
+}
+
+/// The first step of sums in bf16, which go on from what stands in `sums`; what is in the registers is stored in `before`.
 ///
 /// In a step, the first and the second columns of the pairs have sums of their own, of which each is rounded after each product;
 /// then their sum is added to what there was. Subnormal numbers are zeros.
 #[inline(always)]
-pub(crate) fn begin_bf16<'a>(
+pub(crate) fn begin_bf16(
     _: &Tiles,
     x: [&Halves; 2],
     w: &[Weights; 2],
-    sums: Four<'a, f32>,
-    before: Unstored<'_, f32>,
-) -> Unstored<'a, f32> {
-    let sums = Unstored::new(sums);
+    sums: &Four<'_, f32>,
+    before: Four<'_, f32>,
+) {
     // SAFETY: the registers are set up; they are read from and written to whole arrays.
     unsafe {
-        two_by_two!(
+        begin!(
             "tdpbf16ps",
-            ["tilestored [{b0} + {line}], tmm0", "tileloadd tmm0, [{s0} + {line}]"],
-            ["tilestored [{b1} + {line}], tmm1", "tileloadd tmm1, [{s1} + {line}]"],
-            ["tilestored [{b0} + {line} + 1024], tmm2", "tileloadd tmm2, [{s0} + {line} + 1024]"],
-            ["tilestored [{b1} + {line} + 1024], tmm3", "tileloadd tmm3, [{s1} + {line} + 1024]"],
-            x, w,
-            b0 = in(reg) before.to[0],
-            b1 = in(reg) before.to[1],
-            s0 = in(reg) sums.to[0],
-            s1 = in(reg) sums.to[1],
+            [
+                "tileloadd tmm0, [{s0} + {line}]",
+                "tileloadd tmm1, [{s1} + {line}]",
+                "tileloadd tmm2, [{s0} + {line} + 1024]",
+                "tileloadd tmm3, [{s1} + {line} + 1024]"
+            ],
+            x, w, before,
+            s0 = in(reg) sums[0].as_ptr(),
+            s1 = in(reg) sums[1].as_ptr(),
         );
     }
-    sums
 }
 
 /// Adds another step in bf16.
@@ -205,20 +207,17 @@ pub(crate) fn add_bf16(_: &Tiles, x: [&Halves; 2], w: &[Weights; 2]) {
     unsafe { two_by_two!("tdpbf16ps", [], [], [], [], x, w,) }
 }
 
-/// The first step of exact sums of signed bytes, from zero; those `before` are stored.
+/// The first step of exact sums of signed bytes, from zero; what is in the registers is stored in `before`.
 #[inline(always)]
-pub(crate) fn begin_bytes(_: &Tiles, x: [&Bytes; 2], w: &[Weights; 2], before: Unstored<'_, i32>) {
+pub(crate) fn begin_bytes(_: &Tiles, x: [&Bytes; 2], w: &[Weights; 2], before: Four<'_, i32>) {
     // SAFETY: as above.
     unsafe {
-        two_by_two!(
+        begin!(
             "tdpbssd",
-            ["tilestored [{b0} + {line}], tmm0", "tilezero tmm0"],
-            ["tilestored [{b1} + {line}], tmm1", "tilezero tmm1"],
-            ["tilestored [{b0} + {line} + 1024], tmm2", "tilezero tmm2"],
-            ["tilestored [{b1} + {line} + 1024], tmm3", "tilezero tmm3"],
-            x, w,
-            b0 = in(reg) before.to[0],
-            b1 = in(reg) before.to[1],
+            ["tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3"],
+            x,
+            w,
+            before,
         );
     }
 }

@@ -5,8 +5,8 @@
 use half::{bf16, f16};
 
 use super::functions::{
-    Add, AddScaled, Binary, ExpMinus, Gated, Gelu, GeluTanh, Minus, Mul, Relu, ReluSquared, Scale,
-    Silu, SoftCap, Unary, Weighted, each, each_with, largest,
+    Add, AddScaled, Binary, ExpMinus, Gated, Minus, Mul, Scale, SoftCap, Unary, Weighted, each,
+    each_with, largest,
 };
 use super::shared::SharedMut;
 use super::simd::{Kernel, LANES, Round, Simd};
@@ -30,6 +30,22 @@ pub enum Activation {
     /// max(x, 0)².
     ReluSquared,
 }
+
+/// Evaluates `$body` with the function of an activation as `$f`.
+macro_rules! with_activation {
+    ($act:expr, $f:ident => $body:expr) => {
+        with_activation!(@ $act, $f => $body, Silu Gelu GeluTanh Relu ReluSquared)
+    };
+    (@ $act:expr, $f:ident => $body:expr, $($name:ident)*) => {
+        match $act {
+            $($crate::cpu::elementwise::Activation::$name => {
+                let $f = $crate::cpu::functions::$name;
+                $body
+            })*
+        }
+    };
+}
+pub(crate) use with_activation;
 
 /// Which elements of a head turn together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -317,13 +333,7 @@ pub fn activate(isa: Isa, pool: &Pool, act: Activation, x: &mut [f32]) {
 
 /// `x = act(x)`, on this thread.
 pub(crate) fn activate_slice(isa: Isa, act: Activation, x: &mut [f32]) {
-    match act {
-        Activation::Silu => isa.run(Map { x, f: Silu }),
-        Activation::Gelu => isa.run(Map { x, f: Gelu }),
-        Activation::GeluTanh => isa.run(Map { x, f: GeluTanh }),
-        Activation::Relu => isa.run(Map { x, f: Relu }),
-        Activation::ReluSquared => isa.run(Map { x, f: ReluSquared }),
-    }
+    with_activation!(act, f => isa.run(Map { x, f }));
 }
 
 /// `gate = act(gate) * up`: the middle of a gated MLP.
@@ -331,13 +341,7 @@ pub(crate) fn activate_slice(isa: Isa, act: Activation, x: &mut [f32]) {
 /// # Panics
 /// When the lengths differ.
 pub fn gated(isa: Isa, pool: &Pool, act: Activation, gate: &mut [f32], up: &[f32]) {
-    match act {
-        Activation::Silu => zip(isa, pool, gate, up, Gated(Silu)),
-        Activation::Gelu => zip(isa, pool, gate, up, Gated(Gelu)),
-        Activation::GeluTanh => zip(isa, pool, gate, up, Gated(GeluTanh)),
-        Activation::Relu => zip(isa, pool, gate, up, Gated(Relu)),
-        Activation::ReluSquared => zip(isa, pool, gate, up, Gated(ReluSquared)),
-    }
+    with_activation!(act, f => zip(isa, pool, gate, up, Gated(f)));
 }
 
 /// `x = f(x)`.

@@ -12,9 +12,8 @@
 //! Where the time goes: activations that come from the third-level cache are slow (10 bytes for each cycle, where 32 are
 //! needed), hence the blocks of columns. Sums that are stored at once have to be waited for, and so has who widens weights: both are done
 //! a share at a time, while later products are on their way. To ask for weights before they are widened made things worse: what is asked
-//! for takes the places of what is read from the second-level cache. Measured for 512 tokens and 2048 × 2048 with one core that has no
-//! busy neighbour: bf16 1000, q4 1110, q8 610 GOP/s, of 2660 that the products alone would
-//! allow (q8: half of that).
+//! for takes the places of what is read from the second-level cache. Measured for 256 tokens and 2048 × 2048 with one core that has no
+//! busy neighbour: bf16 900, q4 1060, q8 640 GOP/s, of 2660 that the products alone would allow (q8: half of that).
 
 #![cfg(target_arch = "x86_64")]
 #![allow(clippy::wildcard_imports, reason = "the names of the intrinsics say where they come from")]
@@ -24,12 +23,12 @@ use std::cell::RefCell;
 use std::ops::Range;
 
 use super::amx::{
-    HALVES, Half, LINE, SIDE, Sums, Tiles, Unstored, Weights, add_bf16, add_bytes, begin_bf16,
-    begin_bytes, multiply_bytes, store_half,
+    HALVES, Half, LINE, SIDE, Sums, Tiles, Weights, add_bf16, add_bytes, begin_bf16, begin_bytes,
+    multiply_bytes, store, store_half,
 };
 use super::input::{Input, SPAN, TILED_TOKENS};
 use super::integers512::{load_f16, q8_scaled};
-use super::linear::{GROUP, TILED_BLOCK, Totals};
+use super::linear::{BLOCK, GROUP, Totals};
 use super::quantized::{Q8_COLUMNS, q4_row_scales};
 use super::widen_amx::{PackedSpan, Widened, span_bytes};
 use crate::memory::{Aligned, Lines};
@@ -52,7 +51,7 @@ struct Products {
     bytes: Aligned<[[Sums<i32>; 2]; 2]>,
     /// For what nobody wants: what the registers hold before the first product, and a second panel's sums where there is none.
     before: Aligned<[[Sums<f32>; 2]; 2]>,
-    nobody: Aligned<[[Sums<f32>; 2]; TILED_BLOCK / TILED_TOKENS]>,
+    nobody: Aligned<[[Sums<f32>; 2]; BLOCK / TILED_TOKENS]>,
 }
 
 thread_local! {
@@ -65,7 +64,7 @@ thread_local! {
             products: Products {
                 bytes: Aligned([[[[0; SIDE]; SIDE]; 2]; 2]),
                 before: Aligned([SUMS; 2]),
-                nobody: Aligned([SUMS; TILED_BLOCK / TILED_TOKENS]),
+                nobody: Aligned([SUMS; BLOCK / TILED_TOKENS]),
             },
         })
     };
@@ -119,28 +118,25 @@ impl<'w> Group<'_, 'w> {
         let halves = (0..self.count).any(|i| self.is_bf16(i));
         let span_len = self.tokens.len() * SPAN * if halves { 2 } else { 1 };
         let spans = (ACTIVATIONS / span_len).max(1);
-        let units = || {
-            (0..self.input.spans()).step_by(spans).flat_map(|start| {
-                let spans = start..self.input.spans().min(start + spans);
-                self.firsts().flat_map(move |i| spans.clone().map(move |span| (i, span)))
-            })
-        };
+        let units = (0..self.input.spans()).step_by(spans).flat_map(|start| {
+            let spans = start..self.input.spans().min(start + spans);
+            self.firsts().flat_map(move |i| spans.clone().map(move |span| (i, span)))
+        });
+        let mut units = units.map(|(i, span)| (i, span, self.packed(i, span))).peekable();
         let (mut now, mut next) = (now, next);
-        let packed = |(i, span)| self.packed(i, span);
-        if let Some(first) = units().next().map(packed) {
+        if let Some((.., first)) = units.peek() {
             // SAFETY: where there are such tiles, there is AVX-512.
             unsafe { first.widen(0..first.pieces(), now) };
         }
-        let nexts = units().skip(1).map(packed).map(Some).chain([None]);
-        for ((i, span), following) in units().zip(nexts) {
-            let packed = packed((i, span));
+        while let Some((i, span, packed)) = units.next() {
             let [first, rest @ ..] = &mut totals[i..] else { return };
             let unit = Unit {
+                packed,
                 weights: &now[..packed.steps()],
                 span,
                 tokens: self.tokens.clone(),
                 meanwhile: Meanwhile {
-                    next: following.map(|packed| (packed, &mut *next)),
+                    next: units.peek().map(|(.., packed)| (*packed, &mut *next)),
                     turns: self.tokens.len().div_ceil(TILED_TOKENS),
                     turn: 0,
                 },
@@ -148,20 +144,12 @@ impl<'w> Group<'_, 'w> {
             match packed.format {
                 Format::F32 | Format::F16 => unreachable!("there are no tiles of them"),
                 Format::Bf16 => {
-                    let second = rest.first_mut().filter(|_| self.together(i) == 2);
-                    bf16(
-                        tiles,
-                        unit,
-                        self.input,
-                        products,
-                        first,
-                        second.map(|second| &mut **second),
-                    );
+                    let second = rest.first_mut().filter(|_| !packed.bytes[1].is_empty());
+                    let second = second.map(|second| &mut **second);
+                    bf16(tiles, unit, self.input, products, first, second);
                 }
                 // SAFETY: where there are such tiles, there is AVX-512.
-                Format::Q8 => unsafe {
-                    q8(tiles, unit, self.input, packed.bytes[0], products, first)
-                },
+                Format::Q8 => unsafe { q8(tiles, unit, self.input, products, first) },
                 // SAFETY: as above.
                 Format::Q4 => unsafe {
                     let last = span + 1 == self.input.spans();
@@ -202,6 +190,8 @@ impl<'w> Group<'_, 'w> {
 
 /// A span of one panel or two, and the tokens that meet it.
 struct Unit<'a> {
+    packed: PackedSpan<'a>,
+    /// The same, widened.
     weights: &'a [[Weights; 2]],
     span: usize,
     tokens: Range<usize>,
@@ -237,20 +227,20 @@ fn bf16(
     second: Option<&mut Totals>,
 ) {
     let second = second.map_or(&mut products.nobody.0[..], tile_pairs);
-    let mut unstored = Unstored::new(products.before.0.each_mut());
+    let mut before = products.before.0.each_mut();
     let x = input.all_tiles(input.halves.as_chunks().0, HALVES, unit.span, &unit.tokens);
     let pairs = x.chunks_exact(2 * unit.weights.len());
-    for (x, sums) in pairs.zip(tile_pairs(first).iter_mut().zip(second)) {
+    for (x, (first, second)) in pairs.zip(tile_pairs(first).iter_mut().zip(second)) {
         let (a, b) = x.split_at(unit.weights.len());
-        let mut steps = a.iter().zip(b).zip(unit.weights);
-        let Some(((a, b), w)) = steps.next() else { return };
-        unstored = begin_bf16(tiles, [a, b], w, sums.into(), unstored);
-        for ((a, b), w) in steps {
+        let sums = [first, second];
+        begin_bf16(tiles, [&a[0], &b[0]], &unit.weights[0], &sums, before);
+        for ((a, b), w) in a.iter().zip(b).zip(unit.weights).skip(1) {
             add_bf16(tiles, [a, b], w);
         }
         unit.meanwhile.take_turn();
+        before = sums;
     }
-    unstored.store(tiles);
+    store(tiles, before);
 }
 
 /// The sums of each 32 tokens.
@@ -283,7 +273,7 @@ fn q4(
         for i in 0..SPAN / COLUMNS {
             match unit.weights.get(i) {
                 Some(w) if i == 0 => {
-                    begin_bytes(tiles, [&a[i], &b[i]], w, Unstored::new(sums.each_mut()));
+                    begin_bytes(tiles, [&a[i], &b[i]], w, sums.each_mut());
                 }
                 Some(w) => add_bytes(tiles, [&a[i], &b[i]], w),
                 None => (),
@@ -294,7 +284,7 @@ fn q4(
         unit.meanwhile.take_turn();
         before = place;
     }
-    Unstored::new(sums.each_mut()).store(tiles);
+    store(tiles, sums.each_mut());
     for i in 0..SPAN / COLUMNS {
         add_some(sums, before.0, &rows, before.1, i);
     }
@@ -335,13 +325,12 @@ fn q8(
     tiles: &Tiles,
     mut unit: Unit<'_>,
     input: &Input,
-    packed: &[u8],
     products: &mut Products,
     totals: &mut Totals,
 ) {
     let Products { bytes: Aligned(products), .. } = products;
-    let groups: &[[u8; Q8_GROUP]] = packed.as_chunks().0;
-    let (w, steps) = (&unit.weights[..groups.len()], groups.len());
+    let groups: &[[u8; Q8_GROUP]] = unit.packed.bytes[0].as_chunks().0;
+    let (w, steps) = (unit.weights, groups.len());
     let x = input.all_tiles(input.fine_bytes.as_chunks().0, COLUMNS, unit.span, &unit.tokens);
     let scales = unit.span * SPAN / Q8_COLUMNS * input.padded() + unit.tokens.start;
     let scales = &input.fine_scales[scales..];

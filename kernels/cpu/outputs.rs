@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
-use super::elementwise::Activation;
-use super::functions::{Binary, Gated, Gelu, GeluTanh, Relu, ReluSquared, Silu};
+use super::elementwise::{Activation, with_activation};
+use super::functions::{Binary, Gated};
 use super::linear::Totals;
 use super::shared::SharedMut;
 use super::simd::{Kernel, LANES, Simd};
@@ -49,16 +49,10 @@ pub(super) unsafe fn write_gated(
     act: Activation,
     totals: &[[&mut Totals; 2]],
 ) {
-    fn write(isa: Isa, place: Place<'_>, totals: &[[&mut Totals; 2]], f: impl Binary) {
-        isa.run(Write { panels: totals.len(), place, add: false, value: Pairs { totals, f } });
-    }
-    match act {
-        Activation::Silu => write(isa, place, totals, Gated(Silu)),
-        Activation::Gelu => write(isa, place, totals, Gated(Gelu)),
-        Activation::GeluTanh => write(isa, place, totals, Gated(GeluTanh)),
-        Activation::Relu => write(isa, place, totals, Gated(Relu)),
-        Activation::ReluSquared => write(isa, place, totals, Gated(ReluSquared)),
-    }
+    with_activation!(act, f => {
+        let value = Pairs { totals, f: Gated(f) };
+        isa.run(Write { panels: totals.len(), place, add: false, value });
+    });
 }
 
 /// What is written.
