@@ -172,9 +172,7 @@ fn q8_single<const P: usize>(
         }
         let mut sums = [[_mm256_setzero_ps(); 2]; P];
         for (i, x) in x.iter().enumerate() {
-            for p in 0..P {
-                q8_single_group(&w[p][i], x, input.ahead, &mut sums[p]);
-            }
+            q8_single_groups(std::array::from_fn(|p| &w[p][i]), x, input.ahead, &mut sums);
         }
         let scale = input.word_scales[span];
         for (sums, totals) in sums.iter().zip(&mut totals) {
@@ -184,34 +182,51 @@ fn q8_single<const P: usize>(
     }
 }
 
-/// Adds the products of 64 columns.
+/// Adds the products of 64 columns of some panels, step by step, so that each activation is spread once for all of them.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn q8_single_group(
-    group: &[u8; Q8_GROUP],
+fn q8_single_groups<const P: usize>(
+    groups: [&[u8; Q8_GROUP]; P],
     x: &[i16; COLUMNS],
     ahead: bool,
-    sums: &mut [__m256; 2],
+    sums: &mut [[__m256; 2]; P],
 ) {
+    ask_for_heads(groups, ahead);
     let (x, _) = x.as_chunks::<Q8_COLUMNS>();
     for half in 0..2 {
-        let mut products = [_mm256_setzero_si256(); 2];
+        let mut products = [[_mm256_setzero_si256(); 2]; P];
         for (step, x) in x[half].as_chunks::<4>().0.iter().enumerate() {
             let at = 4 * PANEL + half * Q8_COLUMNS * PANEL + step * 4 * PANEL;
             let x = [spread(&[x[0], x[1]]), spread(&[x[2], x[3]])];
-            if ahead {
-                ahead::ask(&group[at]);
-            }
-            for (i, products) in products.iter_mut().enumerate() {
-                let w = q8_pairs(load(group, at + 32 * i));
-                let two =
-                    _mm256_add_epi32(_mm256_madd_epi16(w[0], x[0]), _mm256_madd_epi16(w[1], x[1]));
-                *products = _mm256_add_epi32(*products, two);
+            for p in 0..P {
+                if ahead {
+                    ahead::ask(&groups[p][at]);
+                }
+                for i in 0..2 {
+                    let w = q8_pairs(load(groups[p], at + 32 * i));
+                    let two = [_mm256_madd_epi16(w[0], x[0]), _mm256_madd_epi16(w[1], x[1])];
+                    let two = _mm256_add_epi32(two[0], two[1]);
+                    products[p][i] = _mm256_add_epi32(products[p][i], two);
+                }
             }
         }
-        for i in 0..2 {
-            let scale = load_f16(group, half * 2 * PANEL + 16 * i);
-            sums[i] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(products[i]), scale, sums[i]);
+        for p in 0..P {
+            for i in 0..2 {
+                let scale = load_f16(groups[p], half * 2 * PANEL + 16 * i);
+                let products = _mm256_cvtepi32_ps(products[p][i]);
+                sums[p][i] = _mm256_fmadd_ps(products, scale, sums[p][i]);
+            }
+        }
+    }
+}
+
+/// Asks for the scales of groups, if weights should be asked for; who reads the codes asks for those.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn ask_for_heads<const G: usize, const P: usize>(groups: [&[u8; G]; P], ahead: bool) {
+    if ahead {
+        for group in groups {
+            ahead::ask(&group[0]);
         }
     }
 }
@@ -325,14 +340,13 @@ fn q4_places() -> [__m256i; 2] {
     std::hint::black_box(places)
 }
 
-/// The scales of both groups of 32 columns for 8 rows, each twice.
+/// The scales of both groups of 32 columns for 8 rows, where [`q4_places`] tells.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn q4_scales(group: &[u8; Q4_GROUP], at: usize, places: [__m256i; 2]) -> [__m256i; 2] {
+fn q4_two_scales(group: &[u8; Q4_GROUP], at: usize) -> __m256i {
     let from = &group[at..at + 16];
     // SAFETY: the slice is 16 bytes long.
-    let both = _mm256_cvtepi8_epi16(unsafe { _mm_loadu_si128(from.as_ptr().cast()) });
-    [_mm256_shuffle_epi8(both, places[0]), _mm256_shuffle_epi8(both, places[1])]
+    _mm256_cvtepi8_epi16(unsafe { _mm_loadu_si128(from.as_ptr().cast()) })
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
@@ -352,10 +366,8 @@ fn q4_single<const P: usize>(
         }
         let mut sums = [[_mm256_setzero_si256(); 2]; P];
         for (i, x) in x.iter().enumerate() {
-            for p in 0..P {
-                let sums = &mut sums[p];
-                q4_single_group(&w[p][i], x, &x_sums[i], table, places, input.ahead, sums);
-            }
+            let groups = std::array::from_fn(|p| &w[p][i]);
+            q4_single_groups(groups, x, &x_sums[i], table, places, input.ahead, &mut sums);
         }
         let scale = input.byte_scales[span];
         for (sums, totals) in sums.iter().zip(&mut totals) {
@@ -365,37 +377,45 @@ fn q4_single<const P: usize>(
     }
 }
 
-/// Adds the products of 64 columns.
+/// Adds the products of 64 columns of some panels, step by step, so that each activation is spread once for all of them.
 ///
 /// What raising the codes adds may leave 16 bits, but with it taken off the sums of 16 columns are in them again.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn q4_single_group(
-    group: &[u8; Q4_GROUP],
+fn q4_single_groups<const P: usize>(
+    groups: [&[u8; Q4_GROUP]; P],
     x: &[u8; COLUMNS],
     x_sums: &[[i16; 2]; 4],
     table: __m256i,
     places: [__m256i; 2],
     ahead: bool,
-    sums: &mut [__m256i; 2],
+    sums: &mut [[__m256i; 2]; P],
 ) {
+    ask_for_heads(groups, ahead);
     let (x, _) = x.as_chunks::<4>();
-    for half in 0..2 {
-        for (i, sums) in sums.iter_mut().enumerate() {
-            let scales = q4_scales(group, half * 2 * PANEL + 16 * i, places);
-            for (sixteen, scales) in scales.into_iter().enumerate() {
-                let mut products = spread(&x_sums[2 * half + sixteen]);
-                for j in 2 * sixteen..2 * sixteen + 2 {
-                    let at = 4 * PANEL + half * 16 * PANEL + j * 4 * PANEL + 32 * i;
-                    if ahead && i == 0 {
-                        ahead::ask(&group[at]);
-                    }
-                    let codes = q4_codes(load(group, at), table);
-                    let x = [spread(&x[8 * half + 2 * j]), spread(&x[8 * half + 2 * j + 1])];
-                    products = _mm256_add_epi16(products, _mm256_maddubs_epi16(codes[0], x[0]));
-                    products = _mm256_add_epi16(products, _mm256_maddubs_epi16(codes[1], x[1]));
+    for (sixteen, x_sums) in x_sums.iter().enumerate() {
+        let mut products = [[spread(x_sums); 2]; P];
+        for eight in 2 * sixteen..2 * sixteen + 2 {
+            let at = 4 * PANEL + eight * 4 * PANEL;
+            let x = [spread(&x[2 * eight]), spread(&x[2 * eight + 1])];
+            for p in 0..P {
+                if ahead {
+                    ahead::ask(&groups[p][at]);
                 }
-                *sums = _mm256_add_epi32(*sums, _mm256_madd_epi16(products, scales));
+                for i in 0..2 {
+                    let codes = q4_codes(load(groups[p], at + 32 * i), table);
+                    let products = &mut products[p][i];
+                    *products = _mm256_add_epi16(*products, _mm256_maddubs_epi16(codes[0], x[0]));
+                    *products = _mm256_add_epi16(*products, _mm256_maddubs_epi16(codes[1], x[1]));
+                }
+            }
+        }
+        for p in 0..P {
+            for i in 0..2 {
+                let scales = q4_two_scales(groups[p], sixteen / 2 * 2 * PANEL + 16 * i);
+                let scales = _mm256_shuffle_epi8(scales, places[sixteen % 2]);
+                let sum = _mm256_madd_epi16(products[p][i], scales);
+                sums[p][i] = _mm256_add_epi32(sums[p][i], sum);
             }
         }
     }
@@ -441,17 +461,17 @@ fn q4_tiles(panel: &[u8], input: &Input, tiles: Range<usize>, totals: &mut Total
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 fn q4_widen(groups: &[[u8; Q4_GROUP]], wide: &mut Q4Span) {
-    let (table, twice) = (table(&CODES), q4_places());
+    let (table, places) = (table(&CODES), q4_places());
     let raised = _mm256_set1_epi8(128_u8 as i8);
     let mut offsets = [_mm256_setzero_si256(); 2];
-    let places =
+    let parts =
         wide.codes.as_chunks_mut::<16>().0.iter_mut().zip(wide.scales.as_chunks_mut::<4>().0);
-    for (group, (codes, scales)) in groups.iter().zip(places) {
+    for (group, (codes, scales)) in groups.iter().zip(parts) {
         for (half, offset) in offsets.iter_mut().enumerate() {
             for i in 0..2 {
-                let both = q4_scales(group, i * 2 * PANEL + 16 * half, twice);
-                store(both[0], &mut scales[2 * i], 16 * half);
-                store(both[1], &mut scales[2 * i + 1], 16 * half);
+                let two = q4_two_scales(group, i * 2 * PANEL + 16 * half);
+                store(_mm256_shuffle_epi8(two, places[0]), &mut scales[2 * i], 16 * half);
+                store(_mm256_shuffle_epi8(two, places[1]), &mut scales[2 * i + 1], 16 * half);
             }
             for (i, codes) in codes.as_chunks_mut::<2>().0.iter_mut().enumerate() {
                 let two = q4_codes(load(group, 4 * PANEL + i * 4 * PANEL + 32 * half), table);

@@ -153,16 +153,16 @@ fn by_panels(pool: &Pool, panels: usize, n: usize, f: &(dyn Fn(Range<usize>) + S
 /// Panels that a core reads side by side for a single token.
 ///
 /// Measured, in GB/s of two cores in one, two and four streams each: Zen 4, at times when 64 could be had, with AVX-512 45, – and 60 in bf16,
-/// 43, 54 and 51 in q8, 51, 45 and 42 in q4; at times when 36 could be had, 34, 33 and 33 in q4, and with AVX2 33, 33 and 31. So the more
-/// is to be done for each byte, the fewer streams. Where weights are asked for beforehand ([`super::ahead`]), two are enough for the
-/// quantised formats: of 31 GB/s, a Xeon with AMX reached 25, 29 and 29 in q4, 26, 29 and 29 in q8 and 20, 30 and 30 in bf16, and Zen 3 25,
-/// 27 and 27, 27, 33 and 33, and (at a better time) 30, 37 and 39.
+/// 43, 54 and 51 in q8, 51, 45 and 42 in q4; at times when 36 could be had, 34, 33 and 33 in q4. So the more is to be done for each byte,
+/// the fewer streams. Where weights are asked for beforehand ([`super::ahead`]), two are enough for the quantised formats: of 31 GB/s, a
+/// Xeon with AMX reached 25, 29 and 29 in q4, 26, 29 and 29 in q8 and 20, 30 and 30 in bf16. The kernels of AVX2 spread each activation
+/// once for all streams, so there more of them are less work: Zen 3, at times when 20 could be had, reached 17.5 in two and 18 in four in q4,
+/// 19 and 19 in q8, and (at a better time) 30 in one, 37 in two and 39 in four in bf16.
 fn streams(isa: Isa, format: Format) -> usize {
     match format {
         Format::Q4 if isa.has_vnni() && !ahead::pays() => 1,
-        Format::Q4 => 2,
-        Format::Q8 if isa.has_vnni() || ahead::pays() => 2,
-        Format::F32 | Format::F16 | Format::Bf16 | Format::Q8 => STREAMS,
+        Format::Q4 | Format::Q8 if isa.has_vnni() => 2,
+        Format::F32 | Format::F16 | Format::Bf16 | Format::Q8 | Format::Q4 => STREAMS,
     }
 }
 
