@@ -202,11 +202,10 @@ fn q8_single_groups<const P: usize>(
                 if ahead {
                     ahead::ask(&groups[p][at]);
                 }
-                for i in 0..2 {
+                for (i, products) in products[p].iter_mut().enumerate() {
                     let w = q8_pairs(load(groups[p], at + 32 * i));
                     let two = [_mm256_madd_epi16(w[0], x[0]), _mm256_madd_epi16(w[1], x[1])];
-                    let two = _mm256_add_epi32(two[0], two[1]);
-                    products[p][i] = _mm256_add_epi32(products[p][i], two);
+                    *products = _mm256_add_epi32(*products, _mm256_add_epi32(two[0], two[1]));
                 }
             }
         }
