@@ -22,7 +22,7 @@ use std::ops::Range;
 use super::ahead;
 use super::input::{Input, SPAN, by_tokens};
 use super::linear::Totals;
-use super::quantized::{CODES, Q4_COLUMNS, Q8_COLUMNS, RAISED_CODES, q4_span, q8_span};
+use super::quantized::{CODES, Q4_COLUMNS, Q8_COLUMNS, RAISED_CODES, groups, q4_span, q8_span};
 use super::rows::{Halves, Rows};
 use super::simd::Avx2;
 use super::whole_tiles;
@@ -172,7 +172,7 @@ fn q8_single<const P: usize>(
         }
         let mut sums = [[_mm256_setzero_ps(); 2]; P];
         for (i, x) in x.iter().enumerate() {
-            q8_single_groups(std::array::from_fn(|p| &w[p][i]), x, input.ahead, &mut sums);
+            q8_single_groups(groups(w, i), x, input.ahead, &mut sums);
         }
         let scale = input.word_scales[span];
         for (sums, totals) in sums.iter().zip(&mut totals) {
@@ -191,7 +191,6 @@ fn q8_single_groups<const P: usize>(
     ahead: bool,
     sums: &mut [[__m256; 2]; P],
 ) {
-    ask_for_heads(groups, ahead);
     let (x, _) = x.as_chunks::<Q8_COLUMNS>();
     for half in 0..2 {
         let mut products = [[_mm256_setzero_si256(); 2]; P];
@@ -210,22 +209,14 @@ fn q8_single_groups<const P: usize>(
             }
         }
         for p in 0..P {
+            if ahead && half == 0 {
+                ahead::ask(&groups[p][0]);
+            }
             for i in 0..2 {
                 let scale = load_f16(groups[p], half * 2 * PANEL + 16 * i);
                 let products = _mm256_cvtepi32_ps(products[p][i]);
                 sums[p][i] = _mm256_fmadd_ps(products, scale, sums[p][i]);
             }
-        }
-    }
-}
-
-/// Asks for the scales of groups, if weights should be asked for; who reads the codes asks for those.
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
-fn ask_for_heads<const G: usize, const P: usize>(groups: [&[u8; G]; P], ahead: bool) {
-    if ahead {
-        for group in groups {
-            ahead::ask(&group[0]);
         }
     }
 }
@@ -365,8 +356,7 @@ fn q4_single<const P: usize>(
         }
         let mut sums = [[_mm256_setzero_si256(); 2]; P];
         for (i, x) in x.iter().enumerate() {
-            let groups = std::array::from_fn(|p| &w[p][i]);
-            q4_single_groups(groups, x, &x_sums[i], table, places, input.ahead, &mut sums);
+            q4_single_groups(groups(w, i), x, &x_sums[i], table, places, input.ahead, &mut sums);
         }
         let scale = input.byte_scales[span];
         for (sums, totals) in sums.iter().zip(&mut totals) {
@@ -390,7 +380,6 @@ fn q4_single_groups<const P: usize>(
     ahead: bool,
     sums: &mut [[__m256i; 2]; P],
 ) {
-    ask_for_heads(groups, ahead);
     let (x, _) = x.as_chunks::<4>();
     for (sixteen, x_sums) in x_sums.iter().enumerate() {
         let mut products = [[spread(x_sums); 2]; P];
@@ -410,6 +399,9 @@ fn q4_single_groups<const P: usize>(
             }
         }
         for p in 0..P {
+            if ahead && sixteen == 0 {
+                ahead::ask(&groups[p][0]);
+            }
             for i in 0..2 {
                 let scales = q4_two_scales(groups[p], sixteen / 2 * 2 * PANEL + 16 * i);
                 let scales = _mm256_shuffle_epi8(scales, places[sixteen % 2]);

@@ -24,7 +24,7 @@ use super::ahead;
 use super::avx512::Avx512;
 use super::input::{Input, by_tokens};
 use super::linear::Totals;
-use super::quantized::{Q4_COLUMNS, Q8_COLUMNS, Q8_RAISED, RAISED_CODES, q4_span, q8_span};
+use super::quantized::{Q4_COLUMNS, Q8_COLUMNS, Q8_RAISED, RAISED_CODES, groups, q4_span, q8_span};
 use super::rows::Rows;
 use crate::packed::{COLUMNS, PANEL, Q4_GROUP, Q8_GROUP};
 
@@ -81,17 +81,6 @@ pub(super) fn load(from: &[u8], at: usize) -> __m512i {
     let from = &from[at..at + 64];
     // SAFETY: the slice is 64 bytes long.
     unsafe { _mm512_loadu_si512(from.as_ptr().cast()) }
-}
-
-/// Group `i` of each panel. A loop: the closure of a `map` would have to be inlined there, where the instructions are not.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn groups<const P: usize, const N: usize>(w: [&[[u8; N]]; P], i: usize) -> [&[u8; N]; P] {
-    let mut groups = [&[0; N]; P];
-    for (group, w) in groups.iter_mut().zip(w) {
-        *group = &w[i];
-    }
-    groups
 }
 
 /// 16 scales of a q8 group, from place `at`.

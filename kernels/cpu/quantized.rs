@@ -70,6 +70,19 @@ pub(crate) fn q4_span(panel: &[u8], span: usize) -> &[[u8; Q4_GROUP]] {
     &groups[from..groups.len().min(from + SPAN / COLUMNS)]
 }
 
+/// Group `i` of each panel's span. A loop: the closure of a `map` would have to be inlined there, where the instructions are not.
+#[inline(always)]
+pub(crate) fn groups<const P: usize, const N: usize>(
+    w: [&[[u8; N]]; P],
+    i: usize,
+) -> [&[u8; N]; P] {
+    let mut groups = [&[0; N]; P];
+    for (group, w) in groups.iter_mut().zip(w) {
+        *group = &w[i];
+    }
+    groups
+}
+
 /// The row scales of a q4 panel.
 #[inline(always)]
 pub(crate) fn q4_row_scales(panel: &[u8]) -> [f32; PANEL] {
