@@ -1,7 +1,7 @@
 //! A pool of threads for regions of a few microseconds: hundreds of them for each generated token.
 //!
-//! Waking a sleeping thread costs more than such a region, so the workers spin for a short while after each one
-//! before they go to sleep. The thread that calls [`Pool::run`] works too. A region is described by one atomic word:
+//! Waking a sleeping thread costs more than such a region, so the workers spin for a short while after each one, then
+//! let others have the core while they look on, and go to sleep when nothing comes for longer than lies between two tokens. The thread that calls [`Pool::run`] works too. A region is described by one atomic word:
 //! workers enter it only while it is open and the caller leaves only when the last worker has, so a worker that wakes
 //! late delays nobody and never sees a region that is over.
 
@@ -13,8 +13,11 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// How long an idle worker spins before it sleeps.
+/// How long an idle worker keeps its core.
 const SPIN: Duration = Duration::from_micros(50);
+
+/// How long an idle worker looks for work before it sleeps: between two tokens, choosing and printing one takes some of it.
+const PATIENCE: Duration = Duration::from_millis(1);
 
 /// In the state word: a region is open.
 const OPEN: u64 = 1 << 16;
@@ -192,9 +195,14 @@ impl Shared {
                 return None;
             }
             spins += 1;
-            if spins.is_multiple_of(64) && since.elapsed() > SPIN {
-                self.sleep(done);
-                since = Instant::now();
+            if spins.is_multiple_of(64) {
+                let idle = since.elapsed();
+                if idle > PATIENCE {
+                    self.sleep(done);
+                    since = Instant::now();
+                } else if idle > SPIN {
+                    std::thread::yield_now();
+                }
             }
             std::hint::spin_loop();
         }
@@ -255,7 +263,7 @@ mod tests {
                 total.fetch_add(part, SeqCst);
             });
             if round % 500 == 0 {
-                std::thread::sleep(4 * SPIN);
+                std::thread::sleep(4 * PATIENCE);
             }
         }
         assert_eq!(total.load(SeqCst), 3000 * 10);

@@ -28,7 +28,7 @@ const SUMMED: usize = super::input::TILE_LINE / 2;
 /// The weights of a column.
 type Column = [u8; 2 * PANEL];
 
-/// The dot products of bf16 panels with the tokens of some tiles, added to `totals`.
+/// The dot products of bf16 panels with the tokens of some tiles; `totals` are zeros.
 pub(crate) fn bf16<const P: usize>(
     _: Bf16Products,
     panels: [&[u8]; P],

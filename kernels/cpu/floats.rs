@@ -13,6 +13,7 @@
 use super::ahead;
 use super::input::{Input, SPAN, by_tokens};
 use super::linear::Totals;
+use super::quantized::scale_rows;
 use super::rows::{Halves, Rows, RowsKernel};
 use super::simd::{Kernel, Simd};
 use crate::packed::PANEL;
@@ -97,7 +98,7 @@ impl<W: Floats> Widen for W {
     }
 }
 
-/// The dot products of one panel with the tokens of some tiles, by way of widened weights and without the row scales.
+/// The dot products of one panel with the tokens of some tiles, by way of widened weights; the totals are zeros.
 pub(crate) struct WidePanel<'a, W> {
     pub(crate) panel: &'a [u8],
     pub(crate) input: &'a Input,
@@ -124,6 +125,9 @@ impl<W: Widen> Kernel for WidePanel<'_, W> {
                     wide_tile::<Halves<S>, T>(Halves(s), wide, x, totals);
                 });
             }
+        }
+        if let Some(scales) = W::row_scales(panel) {
+            scale_rows(scales, totals);
         }
     }
 }

@@ -22,7 +22,10 @@ use std::ops::Range;
 use super::ahead;
 use super::input::{Input, SPAN, by_tokens};
 use super::linear::Totals;
-use super::quantized::{CODES, Q4_COLUMNS, Q8_COLUMNS, RAISED_CODES, groups, q4_span, q8_span};
+use super::quantized::{
+    CODES, Q4_COLUMNS, Q8_COLUMNS, RAISED_CODES, groups, q4_row_scales, q4_span, q8_span,
+    scale_rows,
+};
 use super::rows::{Halves, Rows};
 use super::simd::Avx2;
 use super::whole_tiles;
@@ -34,7 +37,7 @@ pub(super) const TOKENS: usize = Halves::<Avx2>::TOKENS;
 /// The most tokens of a tile that is not whole.
 const PART: usize = TOKENS - 1;
 
-/// The dot products of q8 panels with the tokens of some tiles, added to `totals`.
+/// The dot products of q8 panels with the tokens of some tiles; `totals` are zeros.
 pub(crate) fn q8<const P: usize>(
     _: Avx2,
     panels: [&[u8]; P],
@@ -52,7 +55,7 @@ pub(crate) fn q8<const P: usize>(
     }
 }
 
-/// The dot products of q4 panels with the tokens of some tiles, without the row scales, added to `totals`.
+/// The dot products of q4 panels with the tokens of some tiles; `totals` are zeros.
 pub(crate) fn q4<const P: usize>(
     _: Avx2,
     panels: [&[u8]; P],
@@ -364,6 +367,9 @@ fn q4_single<const P: usize>(
             add_scaled(_mm256_cvtepi32_ps(sums[1]), scale, totals, 8);
         }
     }
+    for (panel, totals) in panels.into_iter().zip(totals) {
+        scale_rows(q4_row_scales(panel), std::slice::from_mut(totals));
+    }
 }
 
 /// Adds the products of 64 columns of some panels, step by step, so that each activation is spread once for all of them.
@@ -446,6 +452,7 @@ fn q4_tiles(panel: &[u8], input: &Input, tiles: Range<usize>, totals: &mut Total
             }
         }
     }
+    scale_rows(q4_row_scales(panel), totals);
 }
 
 /// Widens a span.

@@ -24,14 +24,17 @@ use super::ahead;
 use super::avx512::Avx512;
 use super::input::{Input, by_tokens};
 use super::linear::Totals;
-use super::quantized::{Q4_COLUMNS, Q8_COLUMNS, Q8_RAISED, RAISED_CODES, groups, q4_span, q8_span};
+use super::quantized::{
+    Q4_COLUMNS, Q8_COLUMNS, Q8_RAISED, RAISED_CODES, groups, q4_row_scales, q4_span, q8_span,
+    scale_rows,
+};
 use super::rows::Rows;
 use crate::packed::{COLUMNS, PANEL, Q4_GROUP, Q8_GROUP};
 
 /// Tokens of a tile.
 const TOKENS: usize = Avx512::TOKENS;
 
-/// The dot products of q8 panels with the tokens of some tiles, added to `totals`.
+/// The dot products of q8 panels with the tokens of some tiles; `totals` are zeros.
 pub(crate) fn q8<const P: usize>(
     _: Avx512,
     panels: [&[u8]; P],
@@ -49,7 +52,7 @@ pub(crate) fn q8<const P: usize>(
     }
 }
 
-/// The dot products of q4 panels with the tokens of some tiles, without the row scales, added to `totals`.
+/// The dot products of q4 panels with the tokens of some tiles; `totals` are zeros.
 pub(crate) fn q4<const P: usize>(
     avx512: Avx512,
     panels: [&[u8]; P],
@@ -257,6 +260,9 @@ unsafe fn q4_single<const P: usize, const VBMI: bool>(
             add_scaled(sums, &input.byte_scales[span..], totals);
         }
     }
+    for (panel, totals) in panels.into_iter().zip(totals) {
+        scale_rows(q4_row_scales(panel), totals);
+    }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
@@ -277,6 +283,7 @@ fn q4_tiles(panel: &[u8], input: &Input, tiles: Range<usize>, totals: &mut Total
             });
         }
     }
+    scale_rows(q4_row_scales(panel), totals);
 }
 
 /// The sums of a span for `P` panels and the `T` tokens of a tile.

@@ -22,8 +22,8 @@ use super::ahead;
 use super::elementwise::Activation;
 use super::floats::{Bf16, F16, F32, FloatSingle, FloatTiles, Floats, WidePanel, Widen};
 use super::input::{Input, MOST_TOKENS};
-use super::outputs::{Place, write_gated, write_sums};
-use super::quantized::{Q4, Q8, scale_rows};
+use super::outputs::{Place, Strided, write_gated, write_sums};
+use super::quantized::{Q4, Q8};
 use super::shared::SharedMut;
 #[cfg(target_arch = "x86_64")]
 use super::{amx::Tiles, bfloats512, integers, integers512, linear_amx};
@@ -168,14 +168,10 @@ fn streams(isa: Isa, format: Format) -> usize {
 
 /// Calls `many` with panels that are as far from each other as possible, `P` at a time, and `one` with those that are
 /// left over.
-fn by_streams<const P: usize>(
-    panels: Range<usize>,
-    many: impl Fn([usize; P]),
-    one: impl Fn(usize),
-) {
+fn by_streams<const P: usize>(panels: Range<usize>, many: impl Fn(Strided), one: impl Fn(usize)) {
     let piece = panels.len() / P;
-    for i in panels.clone().take(piece) {
-        many(std::array::from_fn(|stream| i + stream * piece));
+    for first in panels.clone().take(piece) {
+        many(Strided { first, step: piece });
     }
     (panels.start + P * piece..panels.end).for_each(one);
 }
@@ -280,48 +276,56 @@ impl<'a> Job<'a> {
         match part.input.n {
             0 => (),
             1 => match streams(part.isa, self.w.format) {
-                1 => self.in_streams::<1, 1>(part, panels),
-                2 => self.in_streams::<1, 2>(part, panels),
-                _ => self.in_streams::<1, STREAMS>(part, panels),
+                1 => self.in_streams::<1>(part, panels),
+                2 => self.in_streams::<2>(part, panels),
+                _ => self.in_streams::<STREAMS>(part, panels),
             },
             // Clearing the sums of a whole block would cost more than a few tokens' product with a panel.
-            2..=MOST_TOKENS => self.in_streams::<MOST_TOKENS, 1>(part, panels),
+            2..=MOST_TOKENS => panels.for_each(|panel| self.panel::<MOST_TOKENS>(part, panel)),
             _ if part.input.tiled() => {
                 for panels in groups(panels, GROUP) {
                     let weights = |i: usize| (self.w, panels.start + i);
                     part.in_tiles(panels.len(), &weights, &|tokens, totals| {
-                        self.finish(part.isa, panels.start, tokens, totals);
+                        self.finish(part.isa, Strided::from(panels.start), tokens, totals);
                     });
                 }
             }
-            _ => self.in_streams::<BLOCK, 1>(part, panels),
+            _ => panels.for_each(|panel| self.panel::<BLOCK>(part, panel)),
         }
     }
 
-    /// Computes the outputs of some panels, `P` at a time, for all tokens in blocks of `N`.
-    fn in_streams<const N: usize, const P: usize>(&self, part: &Part<'_>, panels: Range<usize>) {
+    /// Computes the outputs of some panels for a single token, `P` at a time.
+    fn in_streams<const P: usize>(&self, part: &Part<'_>, panels: Range<usize>) {
         by_streams::<P>(
             panels,
-            |panels| self.panels::<N, P>(part, panels),
-            |panel| self.panels::<N, 1>(part, [panel]),
+            |panels| self.single::<P>(part, panels),
+            |panel| self.single::<1>(part, Strided::from(panel)),
         );
     }
 
-    /// Computes the outputs of `P` panels, for all tokens in blocks of `N`.
-    fn panels<const N: usize, const P: usize>(&self, part: &Part<'_>, panels: [usize; P]) {
+    /// Computes the outputs of `P` panels for a single token.
+    fn single<const P: usize>(&self, part: &Part<'_>, panels: Strided) {
+        let mut sums = Aligned([[[0.0; PANEL]; 1]; P]);
+        let mut sums = sums.0.each_mut().map(|sums| &mut sums[..]);
+        let weights = std::array::from_fn(|i| (self.w, panels.get(i)));
+        totals(part, weights, &(0..1), sums.each_mut().map(|sums| &mut **sums));
+        self.finish(part.isa, panels, 0..1, &sums);
+    }
+
+    /// Computes the outputs of a panel, for all tokens in blocks of `N`.
+    fn panel<const N: usize>(&self, part: &Part<'_>, panel: usize) {
         for block in blocks(part.input) {
-            let mut sums = Aligned([[[0.0; PANEL]; N]; P]);
-            let weights = panels.map(|panel| (self.w, panel));
-            totals(part, weights, &block, sums.0.each_mut().map(|sums| &mut sums[..]));
-            for (panel, sums) in panels.into_iter().zip(&mut sums.0) {
-                self.finish(part.isa, panel, tokens(part.input, &block), &[&mut sums[..]]);
-            }
+            let tokens = tokens(part.input, &block);
+            let mut sums = Aligned([[0.0; PANEL]; N]);
+            let sums = &mut sums.0[..tokens.len()];
+            totals(part, [(self.w, panel)], &block, [&mut *sums]);
+            self.finish(part.isa, Strided::from(panel), tokens, &[sums]);
         }
     }
 
-    /// Writes the outputs of panels from `panel` on.
-    fn finish(&self, isa: Isa, panel: usize, tokens: Range<usize>, totals: &[&mut Totals]) {
-        let place = Place { out: self.out, rows: self.rows, row: panel * PANEL, tokens };
+    /// Writes the outputs of as many panels as there are totals.
+    fn finish(&self, isa: Isa, panels: Strided, tokens: Range<usize>, totals: &[&mut Totals]) {
+        let place = Place { out: self.out, rows: self.rows, panels, tokens };
         // SAFETY: each token's rows of a panel belong to one part.
         unsafe { write_sums(isa, place, totals, self.bias, self.add) };
     }
@@ -344,9 +348,7 @@ impl GatedJob<'_> {
             0 => (),
             // A panel of each is two streams.
             1 => match streams(part.isa, self.gate.format) {
-                1 => panels.clone().step_by(TURN).for_each(|from| {
-                    self.in_turn(part, from..panels.end.min(from + TURN));
-                }),
+                1 => groups(panels, TURN).for_each(|panels| self.in_turn(part, panels)),
                 2 => panels.for_each(|panel| self.panel::<1>(part, panel)),
                 _ => by_streams::<{ STREAMS / 2 }>(
                     panels,
@@ -359,7 +361,8 @@ impl GatedJob<'_> {
                 for panels in groups(panels, GROUP / 2) {
                     let weights = |i: usize| ([self.gate, self.up][i % 2], panels.start + i / 2);
                     part.in_tiles(2 * panels.len(), &weights, &|tokens, totals| {
-                        self.finish(part.isa, panels.start, tokens, totals.as_chunks_mut().0);
+                        let totals = totals.as_chunks_mut().0;
+                        self.finish(part.isa, Strided::from(panels.start), tokens, totals);
                     });
                 }
             }
@@ -369,49 +372,48 @@ impl GatedJob<'_> {
 
     /// Computes the outputs of up to [`TURN`] panels for a single token, gates first.
     fn in_turn(&self, part: &Part<'_>, panels: Range<usize>) {
-        let (mut gates, mut ups) = ([[0.0; PANEL]; TURN], [[0.0; PANEL]; TURN]);
-        for (w, sums) in [(self.gate, &mut gates), (self.up, &mut ups)] {
-            for (panel, sums) in panels.clone().zip(sums) {
-                totals(part, [(w, panel)], &(0..1), [std::slice::from_mut(sums)]);
+        let mut sums = Aligned([[[[0.0; PANEL]; 1]; 2]; TURN]);
+        for (which, w) in [self.gate, self.up].into_iter().enumerate() {
+            for (panel, sums) in panels.clone().zip(&mut sums.0) {
+                totals(part, [(w, panel)], &(0..1), [&mut sums[which]]);
             }
         }
-        for ((panel, gate), up) in panels.zip(&mut gates).zip(&mut ups) {
-            let both = [gate, up].map(std::slice::from_mut);
-            self.finish(part.isa, panel, 0..1, &[both]);
-        }
+        let sums = sums.0.each_mut().map(|sums| sums.each_mut().map(|sums| &mut sums[..]));
+        self.finish(part.isa, Strided::from(panels.start), 0..1, &sums[..panels.len()]);
     }
 
     /// Computes the outputs of two panels for a single token.
-    fn two(&self, part: &Part<'_>, panels: [usize; 2]) {
-        let mut sums = [[[0.0; PANEL]; 1]; STREAMS];
-        let [a, b] = panels;
+    fn two(&self, part: &Part<'_>, panels: Strided) {
+        let mut sums = Aligned([[[0.0; PANEL]; 1]; STREAMS]);
+        let mut sums = sums.0.each_mut().map(|sums| &mut sums[..]);
+        let (a, b) = (panels.get(0), panels.get(1));
         let weights = [(self.gate, a), (self.gate, b), (self.up, a), (self.up, b)];
-        totals(part, weights, &(0..1), sums.each_mut().map(|sums| &mut sums[..]));
-        let [gate_a, gate_b, up_a, up_b] = sums.each_mut().map(|sums| &mut sums[..]);
-        self.finish(part.isa, a, 0..1, &[[gate_a, up_a]]);
-        self.finish(part.isa, b, 0..1, &[[gate_b, up_b]]);
+        totals(part, weights, &(0..1), sums.each_mut().map(|sums| &mut **sums));
+        let [gate_a, gate_b, up_a, up_b] = sums;
+        self.finish(part.isa, panels, 0..1, &[[gate_a, up_a], [gate_b, up_b]]);
     }
 
     /// Computes the outputs of a panel, for all tokens in blocks of `N`.
     fn panel<const N: usize>(&self, part: &Part<'_>, panel: usize) {
         for block in blocks(part.input) {
+            let tokens = tokens(part.input, &block);
             let mut sums = Aligned([[[0.0; PANEL]; N]; 2]);
-            let [gates, ups] = sums.0.each_mut().map(|sums| &mut sums[..]);
+            let [gates, ups] = sums.0.each_mut().map(|sums| &mut sums[..tokens.len()]);
             let weights = [(self.gate, panel), (self.up, panel)];
             totals(part, weights, &block, [&mut *gates, &mut *ups]);
-            self.finish(part.isa, panel, tokens(part.input, &block), &[[gates, ups]]);
+            self.finish(part.isa, Strided::from(panel), tokens, &[[gates, ups]]);
         }
     }
 
-    /// Writes the outputs of panels from `panel` on.
-    fn finish(&self, isa: Isa, panel: usize, tokens: Range<usize>, totals: &[[&mut Totals; 2]]) {
-        let place = Place { out: self.out, rows: self.rows, row: panel * PANEL, tokens };
+    /// Writes the outputs of as many panels as there are pairs of totals.
+    fn finish(&self, isa: Isa, panels: Strided, tokens: Range<usize>, totals: &[[&mut Totals; 2]]) {
+        let place = Place { out: self.out, rows: self.rows, panels, tokens };
         // SAFETY: as above.
         unsafe { write_gated(isa, place, self.act, totals) };
     }
 }
 
-/// The sums of some panels for the tokens of some tiles; the totals are zeros.
+/// The sums of some panels for the tokens of some tiles; the totals, one for each token, are zeros.
 fn totals<const P: usize>(
     part: &Part<'_>,
     weights: [(Weights<'_>, usize); P],
@@ -429,26 +431,8 @@ fn totals<const P: usize>(
     }
 }
 
-/// The sums of some panels of one format; the totals are zeros.
+/// As [`totals`], for panels of one format.
 fn panels<const P: usize>(
-    part: &Part<'_>,
-    format: Format,
-    panels: [&[u8]; P],
-    tiles: &Range<usize>,
-    mut totals: [&mut Totals; P],
-) {
-    let sums = totals.each_mut().map(|totals| &mut **totals);
-    products(part, format, panels, tiles, sums);
-    if format == Format::Q4 {
-        let n = tokens(part.input, tiles).len();
-        for (panel, totals) in panels.into_iter().zip(totals) {
-            scale_rows(panel, &mut totals[..n]);
-        }
-    }
-}
-
-/// As [`panels`], without the row scales of q4.
-fn products<const P: usize>(
     part: &Part<'_>,
     format: Format,
     panels: [&[u8]; P],

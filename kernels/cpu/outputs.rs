@@ -14,13 +14,31 @@ use crate::packed::PANEL;
 /// written of as many tokens are a few streams.
 const TOKENS: usize = 16;
 
-/// Where outputs belong: some rows of some tokens.
+/// Some panels of a matrix, each as many after the last as `step` says.
+#[derive(Clone, Copy)]
+pub(super) struct Strided {
+    pub(super) first: usize,
+    pub(super) step: usize,
+}
+
+impl Strided {
+    /// Panels one after the other.
+    pub(super) fn from(first: usize) -> Self {
+        Self { first, step: 1 }
+    }
+
+    #[inline(always)]
+    pub(super) fn get(self, i: usize) -> usize {
+        self.first + i * self.step
+    }
+}
+
+/// Where outputs belong: the rows of some panels, of some tokens.
 pub(super) struct Place<'a> {
     /// `[n, rows]`.
     pub(super) out: SharedMut<'a, f32>,
     pub(super) rows: usize,
-    /// The first row.
-    pub(super) row: usize,
+    pub(super) panels: Strided,
     pub(super) tokens: Range<usize>,
 }
 
@@ -35,7 +53,6 @@ pub(super) unsafe fn write_sums(
     bias: Option<&[f32]>,
     add: bool,
 ) {
-    let bias = bias.map(|bias| &bias[place.row..]);
     isa.run(Write { panels: totals.len(), place, add, value: Sums { totals, bias } });
 }
 
@@ -55,10 +72,17 @@ pub(super) unsafe fn write_gated(
     });
 }
 
+/// The half of a panel in which a row is.
+#[inline(always)]
+fn half(row: usize) -> usize {
+    row % PANEL / LANES
+}
+
 /// What is written.
 trait Value {
-    /// Eight outputs of the token `i` of those that are written: the first or second half of a panel.
-    fn eight<S: Simd>(&self, s: S, panel: usize, i: usize, half: usize) -> S::F;
+    /// Eight outputs of the token `i` of those that are written. They start at `row` of the matrix, which is the first or
+    /// the ninth of the panel `panel` of those that are written.
+    fn eight<S: Simd>(&self, s: S, i: usize, panel: usize, row: usize) -> S::F;
 }
 
 struct Sums<'a, 't> {
@@ -68,12 +92,12 @@ struct Sums<'a, 't> {
 
 impl Value for Sums<'_, '_> {
     #[inline(always)]
-    fn eight<S: Simd>(&self, s: S, panel: usize, i: usize, half: usize) -> S::F {
-        let total = s.load(&self.totals[panel][i].as_chunks().0[half]);
+    fn eight<S: Simd>(&self, s: S, i: usize, panel: usize, row: usize) -> S::F {
+        let total = s.load(&self.totals[panel][i].as_chunks().0[half(row)]);
         match self.bias {
             None => total,
             Some(bias) => {
-                let bias = &bias[panel * PANEL + half * LANES..];
+                let bias = &bias[row..];
                 s.add(total, s.load_some(&bias[..LANES.min(bias.len())], 0.0))
             }
         }
@@ -87,9 +111,9 @@ struct Pairs<'a, 't, B> {
 
 impl<B: Binary> Value for Pairs<'_, '_, B> {
     #[inline(always)]
-    fn eight<S: Simd>(&self, s: S, panel: usize, i: usize, half: usize) -> S::F {
+    fn eight<S: Simd>(&self, s: S, i: usize, panel: usize, row: usize) -> S::F {
         let [x, y] = &self.totals[panel];
-        let (x, y) = (&x[i].as_chunks().0[half], &y[i].as_chunks().0[half]);
+        let (x, y) = (&x[i].as_chunks().0[half(row)], &y[i].as_chunks().0[half(row)]);
         self.f.apply(s, s.load(x), s.load(y))
     }
 }
@@ -119,22 +143,40 @@ impl<V: Value> Kernel for Write<'_, V> {
 impl<V: Value> Write<'_, V> {
     #[inline(always)]
     fn write<S: Simd>(&self, s: S, panel: usize, i: usize) {
-        let Place { out, rows, row, tokens } = &self.place;
-        let row = row + panel * PANEL;
+        let Place { out, rows, panels, tokens } = &self.place;
+        let row = panels.get(panel) * PANEL;
         let at = (tokens.start + i) * rows + row;
         // SAFETY: the caller's promise.
         let out = unsafe { out.slice(at, PANEL.min(rows - row)) };
-        let (halves, rest) = out.as_chunks_mut::<LANES>();
+        // Nearly all panels are whole, and then nothing of the loop is left.
+        if let Some(out) = out.as_mut_array::<PANEL>() {
+            for (half, out) in out.as_chunks_mut().0.iter_mut().enumerate() {
+                self.write_eight(s, i, panel, row + half * LANES, out);
+            }
+            return;
+        }
+        let (halves, rest) = out.as_chunks_mut();
         for (half, out) in halves.iter_mut().enumerate() {
-            let value = self.value.eight(s, panel, i, half);
-            let value = if self.add { s.add(s.load(out), value) } else { value };
-            s.store(value, out);
+            self.write_eight(s, i, panel, row + half * LANES, out);
         }
         if !rest.is_empty() {
-            let values = self.value.eight(s, panel, i, halves.len());
+            let values = self.value.eight(s, i, panel, row + halves.len() * LANES);
             let before = s.load_some(rest, 0.0);
             let values = if self.add { s.add(before, values) } else { values };
             s.store_some(values, rest);
         }
+    }
+
+    #[inline(always)]
+    fn write_eight<S: Simd>(
+        &self,
+        s: S,
+        i: usize,
+        panel: usize,
+        row: usize,
+        out: &mut [f32; LANES],
+    ) {
+        let value = self.value.eight(s, i, panel, row);
+        s.store(if self.add { s.add(s.load(out), value) } else { value }, out);
     }
 }

@@ -209,7 +209,9 @@ impl Prepare<'_> {
             let to = self.place(&self.places.sums, span, width, Q4_COLUMNS);
             for (to, bytes) in to.iter_mut().zip(bytes[0].as_chunks::<Q4_COLUMNS>().0) {
                 // Numbers that were not finite may be any bytes.
-                *to = sums_of_pairs(bytes).map(|sum| sum.wrapping_mul(-i16::from(Q4_RAISED)));
+                for (to, sum) in to.iter_mut().zip(sums_of_pairs(bytes)) {
+                    *to = sum.wrapping_mul(-i16::from(Q4_RAISED));
+                }
             }
         }
         // Signed or raised by 128.
@@ -406,12 +408,12 @@ fn sums_of_columns<S: Simd>(s: S, bytes: &[i8; SPAN]) -> [i32; SPAN / Q4_COLUMNS
 /// The sums of the first two and of the last two of each 4 columns.
 #[inline(always)]
 fn sums_of_pairs(bytes: &[i8; Q4_COLUMNS]) -> [i16; 2] {
-    let mut pairs = [0; Q4_COLUMNS / 2];
-    for (pair, [a, b]) in pairs.iter_mut().zip(bytes.as_chunks().0) {
-        *pair = i16::from(*a) + i16::from(*b);
+    let mut sums = [0; 2];
+    for four in bytes.as_chunks::<4>().0 {
+        sums[0] += i16::from(four[0]) + i16::from(four[1]);
+        sums[1] += i16::from(four[2]) + i16::from(four[3]);
     }
-    let [first, last] = [0, 1].map(|i| pairs[i] + pairs[i + 2] + pairs[i + 4] + pairs[i + 6]);
-    [first, last]
+    sums
 }
 
 /// Four bytes without padding, of which any bits are a value.

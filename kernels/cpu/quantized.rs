@@ -83,19 +83,23 @@ pub(crate) fn groups<const P: usize, const N: usize>(
     groups
 }
 
-/// The row scales of a q4 panel.
+/// The row scales of a q4 panel. Loops here and below, for the reason that [`groups`] gives.
 #[inline(always)]
 pub(crate) fn q4_row_scales(panel: &[u8]) -> [f32; PANEL] {
-    let (scales, _) = panel[..Q4_HEAD].as_chunks::<4>();
-    std::array::from_fn(|row| f32::from_le_bytes(scales[row]))
+    let mut scales = [0.0; PANEL];
+    for (scale, bytes) in scales.iter_mut().zip(panel[..Q4_HEAD].as_chunks().0) {
+        *scale = f32::from_le_bytes(*bytes);
+    }
+    scales
 }
 
-/// Multiplies sums with the row scales of a q4 panel.
+/// Multiplies sums with the scales of the rows.
 #[inline(always)]
-pub(crate) fn scale_rows(panel: &[u8], totals: &mut Totals) {
-    let scales = q4_row_scales(panel);
+pub(crate) fn scale_rows(scales: [f32; PANEL], totals: &mut Totals) {
     for total in totals {
-        total.iter_mut().zip(scales).for_each(|(total, scale)| *total *= scale);
+        for (total, scale) in total.iter_mut().zip(scales) {
+            *total *= scale;
+        }
     }
 }
 

@@ -113,8 +113,8 @@ impl<D: Ops> Experts<D> {
         mlp: &mut mlp::Scratch<D>,
         out: &mut D::Buffer,
     ) -> Result<()> {
-        let mut outputs = vec![0.0; n * self.experts.len()];
-        d.read(&s.scores, 0, &mut outputs)?;
+        let mut outputs = Vec::new();
+        d.read(&s.scores, n * self.experts.len(), &mut outputs)?;
         let tokens = self.assign(&outputs);
         d.write(&vec![0.0; n * self.hidden], out)?;
         for (expert, (rows, factors)) in self.experts.iter().zip(&tokens) {

@@ -417,9 +417,7 @@ impl<D: Ops> Graph<D> {
             {
                 return Ok(());
             }
-            let start = logits.values.len();
-            logits.values.resize(start + some.len() * vocab, 0.0);
-            d.read(&b.logits, 0, &mut logits.values[start..])?;
+            d.read(&b.logits, some.len() * vocab, &mut logits.values)?;
         }
         Ok(())
     }

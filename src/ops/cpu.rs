@@ -199,8 +199,8 @@ impl Ops for Cpu {
         Ok(())
     }
 
-    fn read(&self, buffer: &Vec<f32>, start: usize, out: &mut [f32]) -> Result<()> {
-        out.copy_from_slice(&buffer[start..start + out.len()]);
+    fn read(&self, buffer: &Vec<f32>, len: usize, out: &mut Vec<f32>) -> Result<()> {
+        out.extend_from_slice(&buffer[..len]);
         Ok(())
     }
 

@@ -194,8 +194,8 @@ pub trait Ops: Sized + Send + Sync + 'static {
     fn room(&self, buffer: &Self::Buffer) -> usize;
     /// Copies `values` to the start of `buffer`.
     fn write(&self, values: &[f32], buffer: &mut Self::Buffer) -> Result<()>;
-    /// Copies `out.len()` elements from `start` on.
-    fn read(&self, buffer: &Self::Buffer, start: usize, out: &mut [f32]) -> Result<()>;
+    /// Appends the first `len` elements to `out`.
+    fn read(&self, buffer: &Self::Buffer, len: usize, out: &mut Vec<f32>) -> Result<()>;
     /// The `k` largest of the first `len` elements with their places, largest first, equal ones by place, any NaN before
     /// all. `None` where reading all of them costs less.
     fn largest(

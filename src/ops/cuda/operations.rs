@@ -50,8 +50,10 @@ impl Ops for Cuda {
         self.gpu.upload(values, &buffer.memory, 0)
     }
 
-    fn read(&self, buffer: &CudaBuffer, start: usize, out: &mut [f32]) -> Result<()> {
-        self.gpu.download(&buffer.memory, 4 * start, out)
+    fn read(&self, buffer: &CudaBuffer, len: usize, out: &mut Vec<f32>) -> Result<()> {
+        let start = out.len();
+        out.resize(start + len, 0.0);
+        self.gpu.download(&buffer.memory, 0, &mut out[start..])
     }
 
     fn largest(

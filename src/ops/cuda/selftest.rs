@@ -82,8 +82,8 @@ fn upload<D: Ops>(d: &D, values: &[f32]) -> Result<D::Buffer> {
 }
 
 fn download<D: Ops>(d: &D, buffer: &D::Buffer) -> Result<Vec<f32>> {
-    let mut out = vec![0.0; d.room(buffer)];
-    d.read(buffer, 0, &mut out)?;
+    let mut out = Vec::new();
+    d.read(buffer, d.room(buffer), &mut out)?;
     Ok(out)
 }
 
