@@ -358,10 +358,16 @@ fn best_scales_of_eight<S: Simd>(s: S, w: &[S::F; Q4_COLUMNS], nearest: &[i8; 64
             let inverse = s.if_less(zero, top, s.div(s.splat(end * factor), extreme), zero);
             // Two sums each, so that neighbours need not wait for each other.
             let (mut dots, mut squares) = ([zero; 2], [zero; 2]);
-            for (i, &w) in w.iter().enumerate() {
-                let code = s.nearest(s.mul(w, inverse), nearest);
-                dots[i % 2] = s.mul_add(weighted[i], code, dots[i % 2]);
-                squares[i % 2] = s.mul_add(s.mul(importance[i], code), code, squares[i % 2]);
+            for (four, w) in w.as_chunks::<4>().0.iter().enumerate() {
+                let mut codes = *w;
+                for code in &mut codes {
+                    *code = s.mul(*code, inverse);
+                }
+                for (j, code) in s.nearest(codes, nearest).into_iter().enumerate() {
+                    let i = 4 * four + j;
+                    dots[i % 2] = s.mul_add(weighted[i], code, dots[i % 2]);
+                    squares[i % 2] = s.mul_add(s.mul(importance[i], code), code, squares[i % 2]);
+                }
             }
             let (dot, square) = (s.add(dots[0], dots[1]), s.add(squares[0], squares[1]));
             // With scale dot / square, the square error falls by dot² / square.
@@ -439,6 +445,39 @@ mod tests {
                 let size: f32 = values.iter().map(|v| v * v).sum();
                 let error = (error / size).sqrt();
                 assert!(error < limit, "{format} {isa:?}: {error}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_instruction_set_finds_the_same_nearest_codes() {
+        struct Look<'a>(&'a [f32; 4 * LANES]);
+        impl Kernel for Look<'_> {
+            type Output = [[f32; LANES]; 4];
+            #[inline(always)]
+            fn run<S: Simd>(self, s: S) -> Self::Output {
+                let mut values = [s.splat(0.0); 4];
+                for (value, from) in values.iter_mut().zip(self.0.as_chunks().0) {
+                    *value = s.load(from);
+                }
+                let mut out = [[0.0; LANES]; 4];
+                for (out, code) in out.iter_mut().zip(s.nearest(values, &nearest_codes())) {
+                    s.store(code, out);
+                }
+                out
+            }
+        }
+        for start in -160..160 {
+            // The step is no divisor of one, so that ties and all that is between them come by.
+            let values: [f32; 4 * LANES] =
+                std::array::from_fn(|i| start as f32 * 0.5 + i as f32 * 0.375);
+            let want = values.map(|value| {
+                let whole = value.round_ties_even().clamp(-32.0, 31.0);
+                f32::from(CODES[usize::from(nearest_code(whole))])
+            });
+            for isa in Isa::available() {
+                let got = isa.run(Look(&values));
+                assert_eq!(got.as_flattened(), want, "{isa:?} {values:?}");
             }
         }
     }

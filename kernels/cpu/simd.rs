@@ -58,8 +58,9 @@ pub(crate) trait Simd: Copy {
     fn load_f16_bytes(self, from: &[u8; 16]) -> Self::F;
     /// Sixteen little-endian bf16: those at even and those at odd places.
     fn load_bf16_pairs(self, from: &[u8; 32]) -> [Self::F; 2];
-    /// Rounds to a whole number from -32 to 31 and looks it up: place 0 of the table is for -32. Any value for NaN.
-    fn nearest(self, v: Self::F, table: &[i8; 64]) -> Self::F;
+    /// Rounds numbers of magnitude 2^31 at most to whole ones from -32 to 31 and looks them up: place 0 of the table is for
+    /// -32. Any value for NaN.
+    fn nearest(self, v: [Self::F; 4], table: &[i8; 64]) -> [Self::F; 4];
     /// To the nearest, ties to even.
     fn store_f16(self, v: Self::F, to: &mut [f16; LANES]);
     /// To the nearest, ties to even.
@@ -248,8 +249,8 @@ impl Simd for Portable {
         ]
     }
     #[inline(always)]
-    fn nearest(self, v: Self::F, table: &[i8; 64]) -> Self::F {
-        self.round(v).map(|v| f32::from(table[((v + 32.0) as usize).min(63)]))
+    fn nearest(self, v: [Self::F; 4], table: &[i8; 64]) -> [Self::F; 4] {
+        v.map(|v| self.round(v).map(|v| f32::from(table[((v + 32.0) as usize).min(63)])))
     }
     #[inline(always)]
     fn store_f16(self, v: Self::F, to: &mut [f16; LANES]) {
@@ -442,23 +443,35 @@ mod avx2 {
                 let high = _mm256_and_si256(pairs, _mm256_set1_epi32(0xffff_0000_u32 as i32));
                 [_mm256_castsi256_ps(_mm256_slli_epi32::<16>(pairs)), _mm256_castsi256_ps(high)]
             };
-            nearest(v: __m256, table: &[i8; 64]) -> __m256 = {
-                let inside = _mm256_min_ps(_mm256_max_ps(v, _mm256_set1_ps(-32.0)), _mm256_set1_ps(31.0));
-                let i = _mm256_add_epi32(_mm256_cvtps_epi32(inside), _mm256_set1_epi32(32));
-                // Four entries to a lane: bits 2 to 4 choose one of eight lanes, bit 5 the half of the table.
-                let quarter = _mm256_srli_epi32::<2>(i);
-                let low = _mm256_loadu_si256(table.as_ptr().cast());
-                let high = _mm256_loadu_si256(table.as_ptr().add(32).cast());
-                let four = _mm256_blendv_ps(
-                    _mm256_castsi256_ps(_mm256_permutevar8x32_epi32(low, quarter)),
-                    _mm256_castsi256_ps(_mm256_permutevar8x32_epi32(high, quarter)),
-                    _mm256_castsi256_ps(_mm256_slli_epi32::<26>(i)),
-                );
-                // Bits 0 and 1 choose the byte, which goes to the top of the lane and down again with its sign.
-                let three = _mm256_set1_epi32(3);
-                let shift = _mm256_slli_epi32::<3>(_mm256_andnot_si256(i, three));
-                let top = _mm256_sllv_epi32(_mm256_castps_si256(four), shift);
-                _mm256_cvtepi32_ps(_mm256_srai_epi32::<24>(top))
+            nearest(v: [__m256; 4], table: &[i8; 64]) -> [__m256; 4] = {
+                // All four in bytes: each half has four lanes of every vector, one vector after the other.
+                let first = _mm256_packs_epi32(_mm256_cvtps_epi32(v[0]), _mm256_cvtps_epi32(v[1]));
+                let last = _mm256_packs_epi32(_mm256_cvtps_epi32(v[2]), _mm256_cvtps_epi32(v[3]));
+                let whole = _mm256_packs_epi16(first, last);
+                let inside = _mm256_max_epi8(whole, _mm256_set1_epi8(-32));
+                let inside = _mm256_min_epi8(inside, _mm256_set1_epi8(31));
+                let i = _mm256_add_epi8(inside, _mm256_set1_epi8(32));
+                // Bits 0 to 3 choose an entry of each quarter of the table, bits 4 and 5 the quarter.
+                let mut found = [i; 4];
+                for (found, quarter) in found.iter_mut().zip(table.as_chunks::<16>().0) {
+                    let quarter = _mm_loadu_si128(quarter.as_ptr().cast());
+                    *found = _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(quarter), i);
+                }
+                let (bit4, bit5) = (_mm256_slli_epi16::<3>(i), _mm256_slli_epi16::<2>(i));
+                let low = _mm256_blendv_epi8(found[0], found[1], bit4);
+                let high = _mm256_blendv_epi8(found[2], found[3], bit4);
+                let codes = _mm256_blendv_epi8(low, high, bit5);
+                // A byte goes to the top of its lane, and down again with its sign.
+                let mut places = _mm256_broadcastsi128_si256(_mm_setr_epi32(
+                    0x0080_8080, 0x0180_8080, 0x0280_8080, 0x0380_8080,
+                ));
+                let mut out = v;
+                for out in &mut out {
+                    let top = _mm256_shuffle_epi8(codes, places);
+                    *out = _mm256_cvtepi32_ps(_mm256_srai_epi32::<24>(top));
+                    places = _mm256_add_epi32(places, _mm256_set1_epi32(4 << 24));
+                }
+                out
             };
             store_f16(v: __m256, to: &mut [f16; LANES]) -> () = _mm_storeu_si128(
                 to.as_mut_ptr().cast(),
