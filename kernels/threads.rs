@@ -1,9 +1,10 @@
 //! A pool of threads for regions of a few microseconds: hundreds of them for each generated token.
 //!
-//! Waking a sleeping thread costs more than such a region, so the workers spin for a short while after each one, then
-//! let others have the core while they look on, and go to sleep when nothing comes for longer than lies between two tokens. The thread that calls [`Pool::run`] works too. A region is described by one atomic word:
-//! workers enter it only while it is open and the caller leaves only when the last worker has, so a worker that wakes
-//! late delays nobody and never sees a region that is over.
+//! Waking a sleeping thread costs more than such a region, so the workers spin for a short while after each one, then look
+//! on while they let others have the core, and go to sleep when nothing comes for longer than lies between two tokens.
+//! The thread that calls [`Pool::run`] works too. A region is described by one atomic word: workers enter it only while it
+//! is open and the caller leaves only when the last worker has, so a worker that wakes late delays nobody and never sees
+//! a region that is over.
 
 use std::any::Any;
 use std::cell::UnsafeCell;

@@ -149,7 +149,7 @@ impl<V: Value> Write<'_, V> {
         // SAFETY: the caller's promise.
         let out = unsafe { out.slice(at, PANEL.min(rows - row)) };
         // Nearly all panels are whole, and then nothing of the loop is left.
-        if let Some(out) = out.as_mut_array::<PANEL>() {
+        if let Ok(out) = <&mut [f32; PANEL]>::try_from(&mut *out) {
             for (half, out) in out.as_chunks_mut().0.iter_mut().enumerate() {
                 self.write_eight(s, i, panel, row + half * LANES, out);
             }
