@@ -58,8 +58,8 @@ pub(crate) trait Simd: Copy {
     fn load_f16_bytes(self, from: &[u8; 16]) -> Self::F;
     /// Sixteen little-endian bf16: those at even and those at odd places.
     fn load_bf16_pairs(self, from: &[u8; 32]) -> [Self::F; 2];
-    /// Rounds numbers of magnitude 2^31 at most to whole ones from -32 to 31 and looks them up: place 0 of the table is for
-    /// -32. Any value for NaN.
+    /// Rounds to whole numbers from -32 to 31 and looks them up: place 0 of the table is for -32. Any value of the table for
+    /// NaN and for magnitudes from 2^31 on, infinity included.
     fn nearest(self, v: [Self::F; 4], table: &[i8; 64]) -> [Self::F; 4];
     /// To the nearest, ties to even.
     fn store_f16(self, v: Self::F, to: &mut [f16; LANES]);
