@@ -183,13 +183,15 @@ pub(crate) struct Opened {
     /// Why the CPU computes where the caller left the choice.
     pub(crate) reason: Option<String>,
     pub(crate) threads: usize,
+    /// Tokens of a prompt that pass through the graph together.
+    pub(crate) chunk: usize,
     pub(crate) notes: Notes,
 }
 
 impl Opened {
     fn new<D: Ops>(graph: Graph<D>, device: String, threads: usize) -> Self {
         let notes = Notes::default();
-        Self { runtime: Box::new(graph), device, reason: None, threads, notes }
+        Self { runtime: Box::new(graph), device, reason: None, threads, chunk: D::CHUNK, notes }
     }
 }
 

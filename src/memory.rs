@@ -8,8 +8,7 @@ use tramontane_models::Architecture;
 use tramontane_models::spec::{Mixer, Mlp};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::nn::graph::CHUNK;
-use crate::ops::{Format, KvFormat, KvShape};
+use crate::ops::{Cpu, Format, KvFormat, KvShape, Ops as _};
 
 /// Bytes of the program itself, its tokenizer and its threads, roughly.
 const PROGRAM: u64 = 24_000_000;
@@ -74,7 +73,7 @@ impl Estimate {
             looked_up,
             loading: stored.largest,
             cache: cache_bytes(architecture, kv, context),
-            buffers: buffer_bytes(architecture),
+            buffers: buffer_bytes(architecture, Cpu::CHUNK),
             program: PROGRAM,
         }
     }
@@ -95,11 +94,12 @@ impl Estimate {
         self.program + self.weights - self.looked_up.min(self.weights)
     }
 
-    /// What a GPU needs: all weights at once, nothing else while they come, and no program.
+    /// What a GPU needs, of it so many bytes for `buffers`: all weights at once, nothing else while they come, and no
+    /// program.
     #[cfg(any(feature = "cuda", test))]
     #[must_use]
-    pub(crate) fn on_gpu(self) -> Self {
-        Self { looked_up: 0, loading: 0, program: 0, ..self }
+    pub(crate) fn on_gpu(self, buffers: u64) -> Self {
+        Self { looked_up: 0, loading: 0, program: 0, buffers, ..self }
     }
 
     /// Refuses a model that needs more than this machine has left; `others` are the needs in other formats, for advice.
@@ -169,7 +169,7 @@ pub fn weight_bytes_per_token(architecture: &Architecture, format: Format) -> u6
 /// Bytes of keys and values of `context` tokens; layers whose window slides keep only what it sees, and recurrent
 /// layers keep a state in f32 however long the text.
 fn cache_bytes(architecture: &Architecture, kv: KvFormat, context: usize) -> u64 {
-    memory_bytes(architecture, kv, context, CHUNK)
+    memory_bytes(architecture, kv, context, Cpu::CHUNK)
 }
 
 /// Bytes of keys, values and states that a token reads after `depth` others.
@@ -193,8 +193,8 @@ fn memory_bytes(architecture: &Architecture, kv: KvFormat, n: usize, spare: usiz
     architecture.layers.iter().filter_map(|layer| layer.mixer.as_ref()).map(bytes).sum()
 }
 
-/// Bytes of the activations of one chunk, roughly: a few rows of each width.
-fn buffer_bytes(architecture: &Architecture) -> u64 {
+/// Bytes of the activations of a chunk of `n` tokens, roughly: a few rows of each width.
+pub(crate) fn buffer_bytes(architecture: &Architecture, n: usize) -> u64 {
     let width = |mixer: &Mixer| match mixer {
         Mixer::Attention(a) => 2 * a.q_dim() + 2 * a.kv_dim(),
         Mixer::Latent(l) => {
@@ -219,7 +219,7 @@ fn buffer_bytes(architecture: &Architecture) -> u64 {
         .map(inner)
         .max()
         .unwrap_or(0);
-    4 * (CHUNK * (5 * architecture.hidden + mixer + 2 * mlp) + architecture.vocab) as u64
+    4 * (n * (5 * architecture.hidden + mixer + 2 * mlp) + architecture.vocab) as u64
 }
 
 /// Bytes of memory that this process may still use: what the system says is available, and what the limits of
@@ -292,7 +292,7 @@ mod tests {
     #[test]
     fn a_window_bounds_the_cache() {
         let e = Estimate::new(&tiny("100"), NOTHING, Format::Auto, KvFormat::F16, 1_000_000);
-        assert_eq!(e.cache, 2 * 2 * 2 * 16 * 2 * (100 + CHUNK as u64));
+        assert_eq!(e.cache, 2 * 2 * 2 * 16 * 2 * (100 + Cpu::CHUNK as u64));
     }
 
     #[test]
@@ -319,7 +319,7 @@ mod tests {
         // Loading takes more here than running: the largest tensor as it is stored, beside the weights.
         assert_eq!(q4.total(), PROGRAM + q4.weights - q4.looked_up + 10_000_000);
         assert_eq!(q4.needed(), PROGRAM + q4.weights - q4.looked_up + q4.cache + q4.buffers);
-        assert_eq!(q4.on_gpu().total(), q4.weights + q4.cache + q4.buffers);
+        assert_eq!(q4.on_gpu(7).total(), q4.weights + q4.cache + 7);
     }
 
     #[test]

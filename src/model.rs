@@ -78,6 +78,8 @@ pub struct ModelInfo {
     pub device_reason: Option<String>,
     /// Threads that compute.
     pub threads: usize,
+    /// Tokens of a prompt that pass through the model together.
+    pub chunk: usize,
     /// Longest sequence in tokens.
     pub context: usize,
     /// Bytes of weights in the checkpoint.
@@ -180,6 +182,7 @@ impl Model {
             device: opened.device,
             device_reason: opened.reason,
             threads: opened.threads,
+            chunk: opened.chunk,
             context,
             weight_bytes: checkpoint.total_bytes(),
             weight_bytes_per_token: memory::weight_bytes_per_token(&architecture, format),

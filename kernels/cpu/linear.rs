@@ -33,12 +33,15 @@ use crate::packed::{Format, PANEL, Packed, Panels};
 use crate::{Isa, Pool};
 
 /// The most tokens of a block: their sums of one panel are 16 KiB.
-pub(crate) const BLOCK: usize = 256;
+const BLOCK: usize = 256;
+
+/// The most with AMX, where what is made of each panel first is worth more.
+pub(crate) const TILED_BLOCK: usize = 512;
 
 /// The most panels that a single token reads side by side.
 const STREAMS: usize = 4;
 
-/// Panels that are summed at a time with AMX: their sums for a block of tokens are half a MiB.
+/// Panels that are summed at a time with AMX: their sums for a block of tokens are up to one MiB.
 pub(crate) const GROUP: usize = 32;
 
 /// Panels of gate and up that a single token works through in turn, where it reads one stream.
@@ -179,7 +182,7 @@ fn by_streams<const P: usize>(panels: Range<usize>, many: impl Fn(Strided), one:
 /// The blocks of tokens of an input, as ranges of tiles.
 fn blocks(input: &Input) -> impl Iterator<Item = Range<usize>> {
     let tiles = input.n.div_ceil(input.tile_len);
-    let len = BLOCK / input.tile_len;
+    let len = if input.tiled() { TILED_BLOCK } else { BLOCK } / input.tile_len;
     (0..tiles).step_by(len).map(move |tile| tile..tiles.min(tile + len))
 }
 

@@ -12,8 +12,8 @@
 //! Where the time goes: activations that come from the third-level cache are slow (10 bytes for each cycle, where 32 are
 //! needed), hence the blocks of columns. Sums that are stored at once have to be waited for, and so has who widens weights: both are done
 //! a share at a time, while later products are on their way. To ask for weights before they are widened made things worse: what is asked
-//! for takes the places of what is read from the second-level cache. Measured for 256 tokens and 2048 × 2048 with one core that has no
-//! busy neighbour: bf16 900, q4 1060, q8 640 GOP/s, of 2660 that the products alone would allow (q8: half of that).
+//! for takes the places of what is read from the second-level cache. Measured for 512 tokens and 2048 × 2048 with one core that has no
+//! busy neighbour: bf16 1020, q4 1140, q8 680 GOP/s, of 2660 that the products alone would allow (q8: half of that).
 
 #![cfg(target_arch = "x86_64")]
 #![allow(clippy::wildcard_imports, reason = "the names of the intrinsics say where they come from")]
@@ -28,7 +28,7 @@ use super::amx::{
 };
 use super::input::{Input, SPAN, TILED_TOKENS};
 use super::integers512::{load_f16, q8_scaled};
-use super::linear::{BLOCK, GROUP, Totals};
+use super::linear::{GROUP, TILED_BLOCK, Totals};
 use super::quantized::{Q8_COLUMNS, q4_row_scales};
 use super::widen_amx::{PackedSpan, Widened, span_bytes};
 use crate::memory::{Aligned, Lines};
@@ -51,7 +51,7 @@ struct Products {
     bytes: Aligned<[[Sums<i32>; 2]; 2]>,
     /// For what nobody wants: what the registers hold before the first product, and a second panel's sums where there is none.
     before: Aligned<[[Sums<f32>; 2]; 2]>,
-    nobody: Aligned<[[Sums<f32>; 2]; BLOCK / TILED_TOKENS]>,
+    nobody: Aligned<[[Sums<f32>; 2]; TILED_BLOCK / TILED_TOKENS]>,
 }
 
 thread_local! {
@@ -64,7 +64,7 @@ thread_local! {
             products: Products {
                 bytes: Aligned([[[[0; SIDE]; SIDE]; 2]; 2]),
                 before: Aligned([SUMS; 2]),
-                nobody: Aligned([SUMS; BLOCK / TILED_TOKENS]),
+                nobody: Aligned([SUMS; TILED_BLOCK / TILED_TOKENS]),
             },
         })
     };

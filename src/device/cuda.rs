@@ -9,16 +9,20 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use super::{Notes, Opened, Placement, Request, on_cpu};
 use crate::cache::{Runtime, State};
 use crate::error::{Error, ErrorKind, Result};
-use crate::nn::graph::{CHUNK, Graph, Logits, Rows};
-use crate::ops::{Cuda, KvFormat, cuda};
+use crate::memory::buffer_bytes;
+use crate::nn::graph::{Graph, Logits, Rows};
+use crate::ops::{Cuda, KvFormat, Ops as _, cuda};
 
 /// Opens CUDA device `number`, or the first one that the kernels run on, if it can take the model.
 fn find(request: &Request, number: Option<usize>) -> Result<Cuda> {
     let device = Cuda::new(number)?;
     device.check_supported(&request.architecture)?;
-    let mut estimate = request.estimate.on_gpu();
-    estimate.buffers += Cuda::scratch_bytes(&request.architecture, CHUNK);
-    let others: Vec<_> = request.estimates.iter().map(|(f, other)| (*f, other.on_gpu())).collect();
+    let architecture = &request.architecture;
+    let buffers =
+        buffer_bytes(architecture, Cuda::CHUNK) + Cuda::scratch_bytes(architecture, Cuda::CHUNK);
+    let others: Vec<_> =
+        request.estimates.iter().map(|(f, other)| (*f, other.on_gpu(buffers))).collect();
+    let estimate = request.estimate.on_gpu(buffers);
     estimate.check_room(&device.name(), device.room()?, &others)?;
     Ok(device)
 }

@@ -1,7 +1,7 @@
 //! The whole graph, and the state of a sequence that passes through it.
 //!
 //! [`Graph`] is immutable and shared; [`Sequence`] holds all that changes: what each layer remembers and the
-//! buffers. A prompt passes in chunks of [`CHUNK`] tokens; what a token computes does not depend on how its prompt was
+//! buffers. A prompt passes in chunks of [`Ops::CHUNK`] tokens; what a token computes does not depend on how its prompt was
 //! cut into chunks.
 
 use tramontane_models::spec::{Architecture, Mixer, RopeScaling};
@@ -19,9 +19,6 @@ mod weights;
 
 use weights::Weights;
 pub use weights::{rehearse, show_weights};
-
-/// Tokens that pass through the graph together: enough to read each weight seldom, few enough for small buffers.
-pub const CHUNK: usize = 256;
 
 /// Rows of logits that are computed together when all are wanted.
 const LOGIT_ROWS: usize = 32;
@@ -258,8 +255,8 @@ impl<D: Ops> Graph<D> {
         let before = sequence.len;
         let context = before + ids.len();
         self.check_positions(context)?;
-        let n_chunks = ids.len().div_ceil(CHUNK);
-        for (i, chunk) in ids.chunks(CHUNK).enumerate() {
+        let n_chunks = ids.len().div_ceil(D::CHUNK);
+        for (i, chunk) in ids.chunks(D::CHUNK).enumerate() {
             let rows = match rows {
                 Rows::Last | Rows::Largest(_) if i + 1 < n_chunks => Rows::None,
                 Rows::None | Rows::Last | Rows::Largest(_) | Rows::All => rows,

@@ -183,6 +183,10 @@ impl Ops for Cpu {
     type State = CpuState;
     type Experts = NoExperts;
 
+    /// AMX takes longer to meet a weight the first time than for each token after that: prompts are 7 to 15 % faster than in
+    /// chunks of 256 there, and as fast elsewhere.
+    const CHUNK: usize = 512;
+
     fn buffer(&self, len: usize) -> Result<Vec<f32>> {
         let mut buffer = Vec::new();
         buffer.try_reserve_exact(len).map_err(|e| no_memory(4 * len as u64, e))?;

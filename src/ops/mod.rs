@@ -183,6 +183,10 @@ pub trait Ops: Sized + Send + Sync + 'static {
     /// The experts of one layer that the device runs together; [`NoExperts`] where it runs each by itself.
     type Experts: Send + Sync;
 
+    /// Tokens of a prompt that pass through the graph together: enough to read each weight seldom, few enough for small
+    /// buffers.
+    const CHUNK: usize;
+
     /// Runs `operations`, all that is done for the `n` tokens of a step. A device may start them together.
     fn step(&self, n: usize, operations: impl FnOnce() -> Result<()>) -> Result<()> {
         let _ = n;

@@ -30,6 +30,8 @@ impl Ops for Cuda {
     type State = CudaState;
     type Experts = CudaExperts;
 
+    const CHUNK: usize = 256;
+
     fn step(&self, n: usize, operations: impl FnOnce() -> Result<()>) -> Result<()> {
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         // The kernels of a prompt take longer than their launches.
