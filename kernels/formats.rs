@@ -109,10 +109,3 @@ impl Element for bf16 {
         s.load_bf16(from)
     }
 }
-
-impl Element for i8 {
-    #[inline(always)]
-    fn load<S: Simd>(s: S, from: &[Self; LANES]) -> S::F {
-        s.load_i8(from)
-    }
-}

@@ -9,16 +9,18 @@
 //! Blocks and segments begin at fixed positions and every sum is taken in the order of the positions, so a query's
 //! result has the same bits alone or among others, and whether the segments of a long context were computed one after
 //! the other or, where there are too few heads for the threads, side by side.
+//!
+//! Over a cache in 8 bits, queries and weights are rounded to 16, and the products and their sums are whole numbers.
 
 use std::cell::RefCell;
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::cache::Elements;
 pub use super::cache::{BLOCK, KvBlock, KvFormat, KvShape};
 use super::rows::WithHalves;
 use super::shared::SharedMut;
 use super::tile::{GROUPED, Tile};
+use super::tile_bytes::{Pair, RoundQuery};
 use crate::{Isa, Pool};
 
 /// Positions over which one softmax runs: what a thread works through in a long context.
@@ -247,23 +249,49 @@ impl Job<'_> {
         row / (self.a.n_heads / self.a.n_kv_heads) * self.a.n_heads + self.head(kv_head, row)
     }
 
-    /// Lays the queries of a tile, times the factor of the scores, side by side: `[groups, k_dim, rows of a group]`.
-    fn spread_queries(&self, kv_head: usize, rows: &Range<usize>, to: &mut [f32]) {
-        let k_dim = self.a.k_dim;
+    /// Writes the queries of a tile, times the factor of the scores, to the start of `memory`: see [`Self::queries`].
+    fn spread_queries(&self, kv_head: usize, rows: &Range<usize>, memory: &mut [f32]) {
+        let (k_dim, scale) = (self.a.k_dim, self.a.scale);
+        let (to, memory) = memory.split_at_mut(rows.len() * k_dim);
         for (i, row) in rows.clone().enumerate() {
             let first = i / GROUPED * GROUPED;
             let count = GROUPED.min(rows.len() - first);
-            let from = &self.q[self.query(kv_head, row) * k_dim..][..k_dim];
+            let q = &self.q[self.query(kv_head, row) * k_dim..][..k_dim];
+            if self.in_bytes() {
+                // SAFETY: any bits are a pair of integers.
+                let (_, to, _) = unsafe { to.align_to_mut::<Pair>() };
+                let pairs = k_dim.div_ceil(2);
+                let to = &mut to[first * pairs..][..count * pairs];
+                memory[i] = self.isa.run(RoundQuery { q, scale, to, count, i: i % GROUPED });
+                continue;
+            }
             let to = &mut to[first * k_dim..][..count * k_dim];
-            for (to, x) in to.chunks_exact_mut(count).zip(from) {
-                to[i % GROUPED] = x * self.a.scale;
+            for (to, x) in to.chunks_exact_mut(count).zip(q) {
+                to[i % GROUPED] = x * scale;
             }
         }
     }
 
+    /// The queries of a tile at the start of its memory, and the rest of it.
+    fn queries<'m>(&self, rows: usize, memory: &'m mut [f32]) -> (Queries<'m>, &'m mut [f32]) {
+        let (q, memory) = memory.split_at_mut(rows * self.a.k_dim);
+        if !self.in_bytes() {
+            return (Queries::Floats(q), memory);
+        }
+        let (units, memory) = memory.split_at_mut(rows);
+        // SAFETY: any bits are a pair of integers.
+        let (_, q, _) = unsafe { q.align_to() };
+        (Queries::Rounded { q, units }, memory)
+    }
+
+    /// Whether keys and values are in 8 bits.
+    fn in_bytes(&self) -> bool {
+        self.kv.blocks.first().is_some_and(|block| block.shape().format == KvFormat::Q8)
+    }
+
     /// Numbers of memory that a tile of some queries needs.
     fn tile_len(&self, rows: usize) -> usize {
-        rows * (self.a.k_dim + self.a.v_dim + BLOCK) + self.wide_len(rows)
+        rows * (self.a.k_dim + self.a.v_dim + BLOCK + 1) + self.wide_len(rows)
     }
 
     /// Numbers of memory to widen what each group of queries would else widen anew, where that is worth it: with an
@@ -282,7 +310,7 @@ impl Job<'_> {
         segment: usize,
         memory: &'m mut [f32],
     ) -> ([Softmax; ROWS], &'m [f32]) {
-        let (q, memory) = memory.split_at_mut(rows.len() * self.a.k_dim);
+        let (q, memory) = self.queries(rows.len(), memory);
         let (sums, memory) = memory.split_at_mut(rows.len() * self.a.v_dim);
         let (wide, scores) = memory.split_at_mut(self.wide_len(rows.len()));
         let mut softmax = [Softmax::START; ROWS];
@@ -303,15 +331,16 @@ impl Job<'_> {
                 next: self.kv.blocks.get(block + 1 - self.kv.first / BLOCK).map(|next| &**next),
                 seen: &seen[..rows.len()],
                 q,
-                scores: scores.as_chunks_mut().0,
+                scores: &mut scores.as_chunks_mut().0[..rows.len()],
                 sums,
                 softmax: &mut softmax[..rows.len()],
                 wide: &mut *wide,
             };
-            // A single query has too few sums to keep vectors of sixteen lanes busy; a few have it where bytes are widened.
-            match (rows.len(), &tile.content.keys) {
-                (GROUPED.., _) | (2.., Elements::Q8 { .. }) => self.isa.run_both(tile),
-                _ => self.isa.run(WithHalves(tile)),
+            // Few queries have too few sums of floats to keep vectors of sixteen lanes busy.
+            if rows.len() >= GROUPED || self.in_bytes() {
+                self.isa.run_both(tile);
+            } else {
+                self.isa.run(WithHalves(tile));
             }
         }
         (softmax, sums)
@@ -324,6 +353,19 @@ impl Job<'_> {
         let to = (position + 1).clamp(at, at + BLOCK) - at;
         from..to.max(from)
     }
+}
+
+/// The queries of a tile, times the factor of the scores, side by side.
+#[derive(Clone, Copy)]
+pub(super) enum Queries<'a> {
+    /// `[groups, k_dim, queries of a group]`
+    Floats(&'a [f32]),
+    /// For keys in 8 bits, in whole multiples of a unit for each query.
+    Rounded {
+        /// `[groups, pairs of elements, queries of a group]`
+        q: &'a [Pair],
+        units: &'a [f32],
+    },
 }
 
 /// The running softmax of a query.

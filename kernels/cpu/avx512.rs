@@ -6,9 +6,10 @@
 
 use std::arch::x86_64::*;
 
+use super::ahead;
 use super::amx::Amx;
 use super::rows::{BothKernel, Rows, RowsKernel};
-use super::simd::{Avx2, Simd, intrinsics};
+use super::simd::{Avx2, intrinsics};
 use crate::packed::PANEL;
 
 /// Proof that the CPU has AVX-512 (F, BW, DQ, VL and VNNI) and AVX2: only [`Avx512::detect`] makes one.
@@ -82,13 +83,17 @@ pub(crate) fn avx512_both_door<K: BothKernel>(token: Avx512, kernel: K) -> K::Ou
 
 impl Rows for Avx512 {
     type F = __m512;
+    type Pairs = __m512i;
+    type Sums = __m512i;
     const VECTORS: usize = 1;
     /// Two units with a latency of four; the quantised formats need as many registers again for the products.
     const TOKENS: usize = 8;
 
+    /// Into the second-level cache. Where a piece of the keys or values and the one after it do not fit the first, attention
+    /// read 24.6 GB/s of both instead of 21.4 into the first (Xeon with AMX, heads of 128 in 8 bits), and as much where they do.
     #[inline(always)]
     fn prefetch(self, soon: &[u8], at: usize) {
-        self.avx2.prefetch(soon, at);
+        ahead::prefetch_far(soon.as_ptr(), at);
     }
 
     intrinsics! {
@@ -100,8 +105,15 @@ impl Rows for Avx512 {
         load_f32(from: &[u8; 4 * PANEL]) -> __m512 = _mm512_loadu_ps(from.as_ptr().cast());
         load_f16(from: &[u8; 2 * PANEL]) -> __m512 =
             _mm512_cvtph_ps(_mm256_loadu_si256(from.as_ptr().cast()));
-        load_i8(from: &[i8; PANEL]) -> __m512 =
-            _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.as_ptr().cast())));
+        no_pairs() -> __m512i = _mm512_setzero_si512();
+        load_pairs(from: &[i8; 2 * PANEL]) -> __m512i =
+            _mm512_cvtepi8_epi16(_mm256_loadu_si256(from.as_ptr().cast()));
+        splat_pair(pair: [i16; 2]) -> __m512i =
+            _mm512_set1_epi32(std::mem::transmute::<[i16; 2], i32>(pair));
+        no_sums() -> __m512i = _mm512_setzero_si512();
+        add_pairs(a: __m512i, b: __m512i, sums: __m512i) -> __m512i =
+            _mm512_dpwssd_epi32(sums, a, b);
+        to_f32(sums: __m512i) -> __m512 = _mm512_cvtepi32_ps(sums);
         load_bf16(from: &[u8; 2 * PANEL]) -> __m512 = {
             // The pairs of rows twice: moved up in the lower half, as they are in the upper half.
             let pairs = _mm512_broadcast_i64x4(_mm256_loadu_si256(from.as_ptr().cast()));

@@ -2,8 +2,11 @@
 //!
 //! A block holds [`BLOCK`] positions of one layer. The keys of a head lie in panels of [`KEYS`] positions, element
 //! after element with the positions side by side, so that a query meets 16 keys at a time and no product has to be
-//! summed across lanes. The values of a head lie row after row. In [`KvFormat::Q8`] a key has a scale for each
-//! [`GROUP`] elements, since single elements of rotated keys can be large, and a value has one.
+//! summed across lanes. The values of a head lie row after row.
+//!
+//! In [`KvFormat::Q8`] a key has a scale for each [`GROUP`] elements, since single elements of rotated keys can be large, and
+//! a value has one. What is multiplied and summed by one instruction lies side by side: two elements of a key, and the same
+//! element of the values of two positions.
 
 use std::ops::Range;
 
@@ -11,6 +14,7 @@ use half::f16;
 
 use super::elementwise::Narrow;
 use super::functions::largest_magnitude;
+use super::prepare::{round_to, unit_of};
 use super::shared::SharedMut;
 use super::simd::{Kernel, LANES, Simd};
 use crate::memory::{OutOfMemory, Piece, Recycler};
@@ -63,6 +67,7 @@ pub(crate) enum Elements {
     F32(Piece<f32>),
     F16(Piece<f16>),
     Q8 {
+        /// Of keys `[n_kv_heads, panels, pairs of elements, KEYS, 2]`, of values `[n_kv_heads, BLOCK / 2, v_dim, 2]`.
         values: Piece<i8>,
         /// Of keys `[n_kv_heads, panels, groups, KEYS]`, of values `[n_kv_heads, BLOCK]`.
         scales: Piece<f32>,
@@ -138,7 +143,7 @@ impl KvShape {
     /// Bytes of a block.
     pub fn block_bytes(&self) -> usize {
         let (keys, values) =
-            (self.n_kv_heads * BLOCK * self.k_dim, self.n_kv_heads * BLOCK * self.v_dim);
+            (self.n_kv_heads * BLOCK * self.key_len(), self.n_kv_heads * BLOCK * self.v_dim);
         match self.format {
             KvFormat::F32 => 4 * (keys + values),
             KvFormat::F16 => 2 * (keys + values),
@@ -149,11 +154,44 @@ impl KvShape {
         }
     }
 
+    /// Elements that a key takes: in 8 bits, the last pair of an odd number is a whole one.
+    pub(super) fn key_len(&self) -> usize {
+        match self.format {
+            KvFormat::F32 | KvFormat::F16 => self.k_dim,
+            KvFormat::Q8 => self.k_dim.next_multiple_of(2),
+        }
+    }
+
     /// Where element `d` of the key of `head` at `place` is, and its scale.
     fn key(&self, head: usize, place: usize, d: usize) -> (usize, usize) {
         let (panel, lane) = (head * (BLOCK / KEYS) + place / KEYS, place % KEYS);
         let group = panel * self.k_dim.div_ceil(GROUP) + d / GROUP;
-        ((panel * self.k_dim + d) * KEYS + lane, group * KEYS + lane)
+        let first = panel * self.key_len() * KEYS;
+        let at = match self.format {
+            KvFormat::F32 | KvFormat::F16 => d * KEYS + lane,
+            KvFormat::Q8 => (d / 2 * KEYS + lane) * 2 + d % 2,
+        };
+        (first + at, group * KEYS + lane)
+    }
+
+    /// Where element `d` of the value of `head` at `place` is, and its scale.
+    fn value(&self, head: usize, place: usize, d: usize) -> (usize, usize) {
+        let row = head * BLOCK + place;
+        let at = match self.format {
+            KvFormat::F32 | KvFormat::F16 => row * self.v_dim + d,
+            KvFormat::Q8 => (row / 2 * self.v_dim + d) * 2 + row % 2,
+        };
+        (at, row)
+    }
+
+    /// The places of the keys of a head, and of its values.
+    pub(super) fn of_head(&self, head: usize) -> [Range<usize>; 2] {
+        [self.key_len(), self.v_dim].map(|len| head * BLOCK * len..(head + 1) * BLOCK * len)
+    }
+
+    /// The places of the scales of the keys of a head, and of its values.
+    pub(super) fn scales_of_head(&self, head: usize) -> [Range<usize>; 2] {
+        [self.k_dim.div_ceil(GROUP), 1].map(|len| head * BLOCK * len..(head + 1) * BLOCK * len)
     }
 }
 
@@ -163,13 +201,12 @@ impl KvBlock {
     /// # Errors
     /// When there is no memory for it.
     pub fn new(shape: KvShape, memory: &Recycler) -> Result<Self, OutOfMemory> {
-        let KvShape { n_kv_heads, k_dim, v_dim, format } = shape;
-        let positions = n_kv_heads * BLOCK;
-        let groups = k_dim.div_ceil(GROUP);
+        let [keys, values] = shape.of_head(shape.n_kv_heads).map(|range| range.start);
+        let [k_scales, v_scales] = shape.scales_of_head(shape.n_kv_heads).map(|range| range.start);
         Ok(Self {
             shape,
-            keys: Elements::new(memory, format, positions * k_dim, positions * groups)?,
-            values: Elements::new(memory, format, positions * v_dim, positions)?,
+            keys: Elements::new(memory, shape.format, keys, k_scales)?,
+            values: Elements::new(memory, shape.format, values, v_scales)?,
         })
     }
 
@@ -200,8 +237,8 @@ impl KvBlock {
 
     /// Element `d` of the value of a head at a place of the block, as it was stored: slow, for tests.
     pub fn value(&self, head: usize, place: usize, d: usize) -> f32 {
-        let row = head * BLOCK + place;
-        self.values.get(row * self.shape.v_dim + d, row)
+        let (index, scale) = self.shape.value(head, place, d);
+        self.values.get(index, scale)
     }
 
     /// Writes the keys and values of tokens, `[n, n_kv_heads, k_dim]` and `[n, n_kv_heads, v_dim]`, from place `at` on.
@@ -257,8 +294,7 @@ impl Kernel for Store<'_> {
         }
         for token in 0..tokens {
             let row = token * n_kv_heads + self.head;
-            let place = self.head * BLOCK + self.at + token;
-            store_value(s, self.v, place, &self.values[row * v_dim..][..v_dim]);
+            self.store_value(s, self.at + token, &self.values[row * v_dim..][..v_dim]);
         }
         let mut token = 0;
         while token < tokens {
@@ -284,7 +320,7 @@ impl Store<'_> {
     #[inline(always)]
     fn ask<S: Simd>(&self, s: S) {
         let (first, _) = self.shape.key(self.head, self.at - self.at % KEYS, 0);
-        let len = KEYS * self.shape.k_dim;
+        let len = KEYS * self.shape.key_len();
         // SAFETY: nobody else writes to this head's panel, and nothing is read here.
         let panel = unsafe {
             match self.k {
@@ -328,21 +364,53 @@ impl Store<'_> {
     fn store_key<S: Simd>(&self, s: S, place: usize, key: &[f32]) {
         let (first, first_scale) = self.shape.key(self.head, place, 0);
         for (i, key) in key.chunks(GROUP).enumerate() {
-            let (at, len) = (first + i * GROUP * KEYS, (key.len() - 1) * KEYS + 1);
+            let at = first + i * GROUP * KEYS;
             // SAFETY: each head's elements belong to one part.
             unsafe {
                 match self.k {
-                    Places::F32(to) => spread(key, to.slice(at, len)),
+                    Places::F32(to) => spread(key, to.slice(at, (key.len() - 1) * KEYS + 1), KEYS),
                     Places::F16(to) => {
                         let mut half = [f16::ZERO; GROUP];
                         Narrow { from: key, to: &mut half[..key.len()] }.run(s);
-                        spread(&half[..key.len()], to.slice(at, len));
+                        let to = to.slice(at, (key.len() - 1) * KEYS + 1);
+                        spread(&half[..key.len()], to, KEYS);
                     }
                     Places::Q8 { values, scales } => {
-                        let mut bytes = [0; GROUP];
-                        let scale = quantize(s, key, &mut bytes);
-                        spread(&bytes[..key.len()], values.slice(at, len));
-                        scales.slice(first_scale + i * KEYS, 1)[0] = scale;
+                        let mut bytes = [0_i8; GROUP];
+                        scales.slice(first_scale + i * KEYS, 1)[0] =
+                            round_to(s, key, 127.0, &mut bytes);
+                        let pairs = &bytes.as_chunks::<2>().0[..key.len().div_ceil(2)];
+                        let to = values.slice(at, (pairs.len() - 1) * 2 * KEYS + 2);
+                        for (to, pair) in to.chunks_mut(2 * KEYS).zip(pairs) {
+                            to[..2].copy_from_slice(pair);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn store_value<S: Simd>(&self, s: S, place: usize, value: &[f32]) {
+        let (at, scale) = self.shape.value(self.head, place, 0);
+        // SAFETY: each head's elements belong to one part.
+        unsafe {
+            match self.v {
+                Places::F32(to) => to.slice(at, value.len()).copy_from_slice(value),
+                Places::F16(to) => Narrow { from: value, to: to.slice(at, value.len()) }.run(s),
+                Places::Q8 { values, scales } => {
+                    let (inverse, unit) = unit_of(largest_magnitude(s, value), 127.0);
+                    scales.slice(scale, 1)[0] = unit;
+                    let to = values.slice(at, 2 * value.len() - 1);
+                    for (i, to) in to.chunks_mut(2 * LANES).enumerate() {
+                        let value = &value[i * LANES..];
+                        let eight = match value.first_chunk() {
+                            Some(eight) => s.load(eight),
+                            None => s.load_some(value, 0.0),
+                        };
+                        let mut bytes = [0; LANES];
+                        s.store_i8(s.mul(eight, s.splat(inverse)), &mut bytes);
+                        spread(&bytes, to, 2);
                     }
                 }
             }
@@ -350,50 +418,12 @@ impl Store<'_> {
     }
 }
 
-/// Writes the elements of a key to their places in a panel.
+/// Writes elements to places that are `step` apart.
 #[inline(always)]
-fn spread<T: Copy>(key: &[T], to: &mut [T]) {
-    for (to, x) in to.iter_mut().step_by(KEYS).zip(key) {
+fn spread<T: Copy>(from: &[T], to: &mut [T], step: usize) {
+    for (to, x) in to.iter_mut().step_by(step).zip(from) {
         *to = *x;
     }
-}
-
-#[inline(always)]
-fn store_value<S: Simd>(s: S, to: &Places<'_>, place: usize, value: &[f32]) {
-    let (at, len) = (place * value.len(), value.len());
-    // SAFETY: each head's elements belong to one part.
-    unsafe {
-        match to {
-            Places::F32(to) => to.slice(at, len).copy_from_slice(value),
-            Places::F16(to) => Narrow { from: value, to: to.slice(at, len) }.run(s),
-            Places::Q8 { values, scales } => {
-                scales.slice(place, 1)[0] = quantize(s, value, values.slice(at, len));
-            }
-        }
-    }
-}
-
-/// Rounds to multiples of the unit in which the largest magnitude is 127, and gives that unit: NaN where an element is
-/// not finite.
-#[inline(always)]
-fn quantize<S: Simd>(s: S, from: &[f32], to: &mut [i8]) -> f32 {
-    let unit = largest_magnitude(s, from) / 127.0;
-    let to = &mut to[..from.len()];
-    // What is divided by a zero or by NaN does not matter, but shall be the same everywhere.
-    if unit == 0.0 || unit.is_nan() {
-        to.fill(0);
-        return unit;
-    }
-    let divisor = s.splat(unit);
-    let (whole, rest) = from.as_chunks::<LANES>();
-    let (to, to_rest) = to.as_chunks_mut::<LANES>();
-    for (from, to) in whole.iter().zip(to) {
-        s.store_i8(s.div(s.load(from), divisor), to);
-    }
-    let mut last = [0; LANES];
-    s.store_i8(s.div(s.load_some(rest, 0.0), divisor), &mut last);
-    to_rest.copy_from_slice(&last[..rest.len()]);
-    unit
 }
 
 #[cfg(test)]

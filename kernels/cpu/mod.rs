@@ -30,6 +30,8 @@ pub(crate) mod rows;
 pub(crate) mod shared;
 pub(crate) mod simd;
 mod tile;
+mod tile_bytes;
+mod tile_floats;
 #[cfg(target_arch = "x86_64")]
 mod whole_tiles;
 #[cfg(target_arch = "x86_64")]

@@ -469,14 +469,13 @@ fn interleave<S: Simd, T: Unit, const N: usize>(s: S, rows: &[&[T]; N], n: usize
 /// Rounds a row to whole multiples of its largest magnitude divided by `limit`, and gives that unit. What is behind the row
 /// becomes zero.
 #[inline(always)]
-fn round_to<S: Simd, T: Round>(s: S, row: &[f32], limit: f32, to: &mut [T]) -> f32 {
-    let top = largest_magnitude(s, row);
-    // Where all is next to nothing, the reciprocal of the unit would be infinite.
-    if top < 1e-30 || top.is_nan() {
+pub(super) fn round_to<S: Simd, T: Round>(s: S, row: &[f32], limit: f32, to: &mut [T]) -> f32 {
+    let (inverse, unit) = unit_of(largest_magnitude(s, row), limit);
+    if inverse == 0.0 {
         to.fill(T::default());
-        return if top.is_nan() { f32::NAN } else { 0.0 };
+        return unit;
     }
-    let inverse = s.splat(limit / top);
+    let inverse = s.splat(inverse);
     let (whole, rest) = row.as_chunks::<LANES>();
     let (to, _) = to.as_chunks_mut::<LANES>();
     for (to, v) in to.iter_mut().zip(whole) {
@@ -487,5 +486,18 @@ fn round_to<S: Simd, T: Round>(s: S, row: &[f32], limit: f32, to: &mut [T]) -> f
     if !rest.is_empty() {
         T::store(s, s.mul(s.load_some(rest, 0.0), inverse), &mut behind[0]);
     }
-    top / limit
+    unit
+}
+
+/// The unit of which the magnitude `top` is `limit` times as much, after its reciprocal: NaN and zero where `top` is NaN,
+/// zeros where it is next to nothing, or the reciprocal would be infinite.
+#[inline(always)]
+pub(super) fn unit_of(top: f32, limit: f32) -> (f32, f32) {
+    if top.is_nan() {
+        (0.0, f32::NAN)
+    } else if top < 1e-30 {
+        (0.0, 0.0)
+    } else {
+        (limit / top, top / limit)
+    }
 }

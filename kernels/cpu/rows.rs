@@ -23,6 +23,10 @@ pub(crate) trait BothKernel {
 pub(crate) trait Rows: Copy {
     /// Sixteen f32.
     type F: Copy;
+    /// Sixteen pairs of i16.
+    type Pairs: Copy;
+    /// Sixteen i32.
+    type Sums: Copy;
     /// Registers that sixteen lanes fill.
     const VECTORS: usize;
     /// Tokens of a tile of a prompt: as many as there are registers for, and enough that no sum waits for the last one.
@@ -41,8 +45,18 @@ pub(crate) trait Rows: Copy {
     fn load_bf16(self, from: &[u8; 2 * PANEL]) -> Self::F;
     /// As [`Simd::prefetch`].
     fn prefetch(self, soon: &[u8], at: usize);
-    /// Sixteen whole numbers.
-    fn load_i8(self, from: &[i8; PANEL]) -> Self::F;
+    /// As [`Simd::no_pairs`].
+    fn no_pairs(self) -> Self::Pairs;
+    /// As [`Simd::load_pairs`].
+    fn load_pairs(self, from: &[i8; 2 * PANEL]) -> Self::Pairs;
+    /// As [`Simd::splat_pair`].
+    fn splat_pair(self, pair: [i16; 2]) -> Self::Pairs;
+    /// As [`Simd::no_sums`].
+    fn no_sums(self) -> Self::Sums;
+    /// As [`Simd::add_pairs`].
+    fn add_pairs(self, a: Self::Pairs, b: Self::Pairs, sums: Self::Sums) -> Self::Sums;
+    /// As [`Simd::to_f32`].
+    fn to_f32(self, sums: Self::Sums) -> Self::F;
 }
 
 /// Two vectors of eight lanes.
@@ -58,6 +72,8 @@ fn halves<T, const N: usize, const H: usize>(whole: &[T; N]) -> [&[T; H]; 2] {
 
 impl<S: Simd> Rows for Halves<S> {
     type F = [S::F; 2];
+    type Pairs = [S::Pairs; 2];
+    type Sums = [S::Sums; 2];
     const VECTORS: usize = 2;
     const TOKENS: usize = 6;
     #[inline(always)]
@@ -104,9 +120,29 @@ impl<S: Simd> Rows for Halves<S> {
         self.0.prefetch(soon, at);
     }
     #[inline(always)]
-    fn load_i8(self, from: &[i8; PANEL]) -> Self::F {
+    fn no_pairs(self) -> Self::Pairs {
+        [self.0.no_pairs(); 2]
+    }
+    #[inline(always)]
+    fn load_pairs(self, from: &[i8; 2 * PANEL]) -> Self::Pairs {
         let [low, high] = halves(from);
-        [self.0.load_i8(low), self.0.load_i8(high)]
+        [self.0.load_pairs(low), self.0.load_pairs(high)]
+    }
+    #[inline(always)]
+    fn splat_pair(self, pair: [i16; 2]) -> Self::Pairs {
+        [self.0.splat_pair(pair); 2]
+    }
+    #[inline(always)]
+    fn no_sums(self) -> Self::Sums {
+        [self.0.no_sums(); 2]
+    }
+    #[inline(always)]
+    fn add_pairs(self, a: Self::Pairs, b: Self::Pairs, sums: Self::Sums) -> Self::Sums {
+        [self.0.add_pairs(a[0], b[0], sums[0]), self.0.add_pairs(a[1], b[1], sums[1])]
+    }
+    #[inline(always)]
+    fn to_f32(self, sums: Self::Sums) -> Self::F {
+        [self.0.to_f32(sums[0]), self.0.to_f32(sums[1])]
     }
 }
 

@@ -26,6 +26,10 @@ pub(crate) trait Kernel {
 pub(crate) trait Simd: Copy {
     /// Eight f32.
     type F: Copy;
+    /// Eight pairs of i16.
+    type Pairs: Copy;
+    /// Eight i32.
+    type Sums: Copy;
     fn splat(self, x: f32) -> Self::F;
     fn load(self, from: &[f32; LANES]) -> Self::F;
     fn store(self, v: Self::F, to: &mut [f32; LANES]);
@@ -47,7 +51,6 @@ pub(crate) trait Simd: Copy {
     fn exp2_whole(self, n: Self::F) -> Self::F;
     fn load_f16(self, from: &[f16; LANES]) -> Self::F;
     fn load_bf16(self, from: &[bf16; LANES]) -> Self::F;
-    fn load_i8(self, from: &[i8; LANES]) -> Self::F;
     /// Eight little-endian f32.
     fn load_f32_bytes(self, from: &[u8; 32]) -> Self::F;
     /// The opposite of [`Self::load_f32_bytes`].
@@ -69,6 +72,22 @@ pub(crate) trait Simd: Copy {
     fn store_i8(self, v: Self::F, to: &mut [i8; LANES]);
     /// Rounds numbers of magnitude 32767.5 at most, ties to even. Any value for NaN.
     fn store_i16(self, v: Self::F, to: &mut [i16; LANES]);
+
+    /// Pairs of zeros.
+    #[inline(always)]
+    fn no_pairs(self) -> Self::Pairs {
+        self.splat_pair([0; 2])
+    }
+    /// Pairs of bytes, widened.
+    fn load_pairs(self, from: &[i8; 2 * LANES]) -> Self::Pairs;
+    /// The same pair in all lanes.
+    fn splat_pair(self, pair: [i16; 2]) -> Self::Pairs;
+    /// Zeros.
+    fn no_sums(self) -> Self::Sums;
+    /// `sums` and in each lane the products of both elements of `a` and `b`.
+    fn add_pairs(self, a: Self::Pairs, b: Self::Pairs, sums: Self::Sums) -> Self::Sums;
+    /// To the nearest, ties to even.
+    fn to_f32(self, sums: Self::Sums) -> Self::F;
 
     /// The sums of sixteen each.
     fn sums_of_16(self, from: &[i8; 128]) -> [i32; LANES];
@@ -106,6 +125,9 @@ pub(crate) trait Simd: Copy {
     /// Loads up to eight values; the missing lanes are `fill`.
     #[inline(always)]
     fn load_some(self, from: &[f32], fill: f32) -> Self::F {
+        if from.is_empty() {
+            return self.splat(fill);
+        }
         let mut lanes = [fill; LANES];
         lanes[..from.len()].copy_from_slice(from);
         self.load(&lanes)
@@ -114,7 +136,9 @@ pub(crate) trait Simd: Copy {
     /// Stores the first `to.len()` lanes.
     #[inline(always)]
     fn store_some(self, v: Self::F, to: &mut [f32]) {
-        to.copy_from_slice(&self.lanes(v)[..to.len()]);
+        if !to.is_empty() {
+            to.copy_from_slice(&self.lanes(v)[..to.len()]);
+        }
     }
 }
 
@@ -146,6 +170,8 @@ fn map(a: [f32; LANES], b: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> [f32; L
 
 impl Simd for Portable {
     type F = [f32; LANES];
+    type Pairs = [[i16; 2]; LANES];
+    type Sums = [i32; LANES];
     #[inline(always)]
     fn splat(self, x: f32) -> Self::F {
         [x; LANES]
@@ -218,10 +244,6 @@ impl Simd for Portable {
         from.map(|x| f32::from_bits(u32::from(x.to_bits()) << 16))
     }
     #[inline(always)]
-    fn load_i8(self, from: &[i8; LANES]) -> Self::F {
-        from.map(f32::from)
-    }
-    #[inline(always)]
     fn load_f32_bytes(self, from: &[u8; 32]) -> Self::F {
         let (lanes, _) = from.as_chunks::<4>();
         std::array::from_fn(|i| f32::from_le_bytes(lanes[i]))
@@ -267,6 +289,28 @@ impl Simd for Portable {
     #[inline(always)]
     fn store_i16(self, v: Self::F, to: &mut [i16; LANES]) {
         *to = self.round(v).map(|v| v as i16);
+    }
+    #[inline(always)]
+    fn load_pairs(self, from: &[i8; 2 * LANES]) -> Self::Pairs {
+        let (pairs, _) = from.as_chunks::<2>();
+        std::array::from_fn(|i| pairs[i].map(i16::from))
+    }
+    #[inline(always)]
+    fn splat_pair(self, pair: [i16; 2]) -> Self::Pairs {
+        [pair; LANES]
+    }
+    #[inline(always)]
+    fn no_sums(self) -> Self::Sums {
+        [0; LANES]
+    }
+    #[inline(always)]
+    fn add_pairs(self, a: Self::Pairs, b: Self::Pairs, sums: Self::Sums) -> Self::Sums {
+        let product = |i: usize, j: usize| i32::from(a[i][j]) * i32::from(b[i][j]);
+        std::array::from_fn(|i| sums[i] + product(i, 0) + product(i, 1))
+    }
+    #[inline(always)]
+    fn to_f32(self, sums: Self::Sums) -> Self::F {
+        sums.map(|sum| sum as f32)
     }
     #[inline(always)]
     fn sums_of_16(self, from: &[i8; 128]) -> [i32; LANES] {
@@ -354,6 +398,8 @@ mod avx2 {
 
     impl Simd for Avx2 {
         type F = __m256;
+        type Pairs = __m256i;
+        type Sums = __m256i;
 
         #[inline(always)]
         fn prefetch(self, soon: &[u8], at: usize) {
@@ -403,8 +449,6 @@ mod avx2 {
                 let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.as_ptr().cast()));
                 _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
             };
-            load_i8(from: &[i8; LANES]) -> __m256 =
-                _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(from.as_ptr().cast())));
             load_f32_bytes(from: &[u8; 32]) -> __m256 = _mm256_loadu_ps(from.as_ptr().cast());
             store_f32_bytes(v: __m256, to: &mut [u8; 32]) -> () =
                 _mm256_storeu_ps(to.as_mut_ptr().cast(), v);
@@ -495,6 +539,14 @@ mod avx2 {
             };
             store_i16(v: __m256, to: &mut [i16; LANES]) -> () =
                 _mm_storeu_si128(to.as_mut_ptr().cast(), to_i16(v));
+            load_pairs(from: &[i8; 16]) -> __m256i =
+                _mm256_cvtepi8_epi16(_mm_loadu_si128(from.as_ptr().cast()));
+            splat_pair(pair: [i16; 2]) -> __m256i =
+                _mm256_set1_epi32(std::mem::transmute::<[i16; 2], i32>(pair));
+            no_sums() -> __m256i = _mm256_setzero_si256();
+            add_pairs(a: __m256i, b: __m256i, sums: __m256i) -> __m256i =
+                _mm256_add_epi32(sums, _mm256_madd_epi16(a, b));
+            to_f32(sums: __m256i) -> __m256 = _mm256_cvtepi32_ps(sums);
             sums_of_16(from: &[i8; 128]) -> [i32; LANES] = {
                 let mut fours = [_mm256_setzero_si256(); 4];
                 for (fours, from) in fours.iter_mut().zip(from.as_chunks::<32>().0) {
