@@ -118,11 +118,51 @@ fn the_bits_depend_on_neither_threads_nor_the_cut_of_the_prompt() {
     }
 }
 
+/// All instruction sets with all formats.
+fn everywhere() -> impl Iterator<Item = (Isa, KvFormat)> {
+    Isa::available().into_iter().flat_map(|isa| FORMATS.map(|format| (isa, format)))
+}
+
+#[test]
+fn nan_in_a_query_a_key_or_a_value_stays() {
+    let case = AttentionCase { n: 1, start: 200, ..ATTENTION[3] };
+    for (isa, format) in everywhere() {
+        let a = shape(&case, &[]);
+        let row = case.n_kv_heads * case.k_dim;
+        for bad in ["query", "key", "value"] {
+            let mut q = Numbers::new(7).normal(case.n_heads * case.k_dim);
+            let mut cache = Cache::new(&case, format, isa);
+            let mut block = cache.blocks[1].try_clone().unwrap();
+            let with_nan = |nan: bool| {
+                let mut row = vec![1.0; row];
+                row[case.k_dim + 5] = if nan { f32::NAN } else { 1.0 };
+                row
+            };
+            let (key, value) = (with_nan(bad == "key"), with_nan(bad == "value"));
+            block.store(isa, &Pool::new(1), 150 - BLOCK, &key, &value);
+            cache.blocks[1] = Arc::new(block);
+            // The second key/value head, which the second half of the query heads uses.
+            let half = case.n_heads / 2;
+            if bad == "query" {
+                q[half * case.k_dim..].fill(f32::NAN);
+            }
+            let mut out = vec![0.0; case.n_heads * case.v_dim];
+            attend(isa, &Pool::new(1), &a, &q, case.start, &cache.view(), &mut out);
+            let place = format!("{bad} {isa:?} {format:?}");
+            let (first, second) = out.split_at(half * case.v_dim);
+            assert!(first.iter().all(|v| v.is_finite()), "{place}");
+            for head in second.chunks(case.v_dim) {
+                assert!(head[5].is_nan(), "{place}");
+            }
+        }
+    }
+}
+
 #[test]
 fn what_a_later_token_holds_changes_no_bit_of_an_earlier_one() {
     let case = AttentionCase { n: 20, start: 120, ..ATTENTION[3] };
-    for isa in Isa::available() {
-        let cache = Cache::new(&case, KvFormat::F32, isa);
+    for (isa, format) in everywhere() {
+        let cache = Cache::new(&case, format, isa);
         let a = shape(&case, &[]);
         let q = Numbers::new(7).normal(case.n * case.n_heads * case.k_dim);
         let mut outs = [(); 2].map(|()| vec![0.0; q.len()]);
@@ -136,7 +176,7 @@ fn what_a_later_token_holds_changes_no_bit_of_an_earlier_one() {
         let kv = KvView { first: 0, blocks: &poisoned };
         attend(isa, &Pool::new(1), &a, &q, case.start, &kv, &mut outs[1]);
         let before = 19 * case.n_heads * case.v_dim;
-        assert_same_bits(&outs[1][..before], &outs[0][..before], &format!("{isa:?}"));
+        assert_same_bits(&outs[1][..before], &outs[0][..before], &format!("{isa:?} {format:?}"));
         assert!(outs[1][before..].iter().all(|v| v.is_nan()));
     }
 }
