@@ -14,7 +14,6 @@ use half::f16;
 
 use super::elementwise::Narrow;
 use super::functions::largest_magnitude;
-use super::prepare::{round_to, unit_of};
 use super::shared::SharedMut;
 use super::simd::{Kernel, LANES, Simd};
 use crate::memory::{OutOfMemory, Piece, Recycler};
@@ -376,13 +375,16 @@ impl Store<'_> {
                         spread(&half[..key.len()], to, KEYS);
                     }
                     Places::Q8 { values, scales } => {
-                        let mut bytes = [0_i8; GROUP];
-                        scales.slice(first_scale + i * KEYS, 1)[0] =
-                            round_to(s, key, 127.0, &mut bytes);
-                        let pairs = &bytes.as_chunks::<2>().0[..key.len().div_ceil(2)];
-                        let to = values.slice(at, (pairs.len() - 1) * 2 * KEYS + 2);
-                        for (to, pair) in to.chunks_mut(2 * KEYS).zip(pairs) {
-                            to[..2].copy_from_slice(pair);
+                        let unit = unit_of(s, key);
+                        scales.slice(first_scale + i * KEYS, 1)[0] = unit;
+                        let to = values.slice(at, (key.len() - 1) / 2 * 2 * KEYS + 2);
+                        for (key, to) in key.chunks(LANES).zip(to.chunks_mut(LANES * KEYS)) {
+                            let eight = in_units(s, key, unit);
+                            for (pair, to) in
+                                eight.as_chunks().0.iter().zip(to.chunks_mut(2 * KEYS))
+                            {
+                                *to.first_chunk_mut::<2>().expect("room for a pair") = *pair;
+                            }
                         }
                     }
                 }
@@ -399,18 +401,11 @@ impl Store<'_> {
                 Places::F32(to) => to.slice(at, value.len()).copy_from_slice(value),
                 Places::F16(to) => Narrow { from: value, to: to.slice(at, value.len()) }.run(s),
                 Places::Q8 { values, scales } => {
-                    let (inverse, unit) = unit_of(largest_magnitude(s, value), 127.0);
+                    let unit = unit_of(s, value);
                     scales.slice(scale, 1)[0] = unit;
                     let to = values.slice(at, 2 * value.len() - 1);
-                    for (i, to) in to.chunks_mut(2 * LANES).enumerate() {
-                        let value = &value[i * LANES..];
-                        let eight = match value.first_chunk() {
-                            Some(eight) => s.load(eight),
-                            None => s.load_some(value, 0.0),
-                        };
-                        let mut bytes = [0; LANES];
-                        s.store_i8(s.mul(eight, s.splat(inverse)), &mut bytes);
-                        spread(&bytes, to, 2);
+                    for (value, to) in value.chunks(LANES).zip(to.chunks_mut(2 * LANES)) {
+                        spread(&in_units(s, value, unit), to, 2);
                     }
                 }
             }
@@ -424,6 +419,27 @@ fn spread<T: Copy>(from: &[T], to: &mut [T], step: usize) {
     for (to, x) in to.iter_mut().step_by(step).zip(from) {
         *to = *x;
     }
+}
+
+/// The unit in which the largest magnitude is 127: NaN where an element is not finite.
+#[inline(always)]
+fn unit_of<S: Simd>(s: S, x: &[f32]) -> f32 {
+    largest_magnitude(s, x) / 127.0
+}
+
+/// Up to eight numbers, rounded to whole multiples of a unit, and zeros behind them.
+#[inline(always)]
+fn in_units<S: Simd>(s: S, x: &[f32], unit: f32) -> [i8; LANES] {
+    let mut out = [0; LANES];
+    // What is divided by a zero or by NaN does not matter, but shall be the same everywhere.
+    if unit != 0.0 && !unit.is_nan() {
+        let x = match x.first_chunk() {
+            Some(eight) => s.load(eight),
+            None => s.load_some(x, 0.0),
+        };
+        s.store_i8(s.div(x, s.splat(unit)), &mut out);
+    }
+    out
 }
 
 #[cfg(test)]
