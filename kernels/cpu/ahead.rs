@@ -52,6 +52,10 @@ pub(crate) fn prefetch(start: *const u8, at: usize) {
     unsafe { _mm_prefetch::<_MM_HINT_T0>(start.wrapping_add(at).cast()) };
 }
 
+#[cfg(not(target_arch = "x86_64"))]
+#[inline(always)]
+pub(crate) fn prefetch(_start: *const u8, _at: usize) {}
+
 /// As [`prefetch`], no nearer than the second-level cache.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
@@ -60,7 +64,3 @@ pub(crate) fn prefetch_far(start: *const u8, at: usize) {
     // SAFETY: a prefetch of any address is allowed.
     unsafe { _mm_prefetch::<_MM_HINT_T1>(start.wrapping_add(at).cast()) };
 }
-
-#[cfg(not(target_arch = "x86_64"))]
-#[inline(always)]
-pub(crate) fn prefetch(_start: *const u8, _at: usize) {}

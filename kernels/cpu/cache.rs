@@ -141,16 +141,14 @@ impl Elements {
 impl KvShape {
     /// Bytes of a block.
     pub fn block_bytes(&self) -> usize {
-        let (keys, values) =
-            (self.n_kv_heads * BLOCK * self.key_len(), self.n_kv_heads * BLOCK * self.v_dim);
-        match self.format {
-            KvFormat::F32 => 4 * (keys + values),
-            KvFormat::F16 => 2 * (keys + values),
-            KvFormat::Q8 => {
-                let scales = self.n_kv_heads * BLOCK * (self.k_dim.div_ceil(GROUP) + 1);
-                keys + values + 4 * scales
+        let elements: usize = self.head_lens().into_iter().sum();
+        let scales: usize = self.head_scales().into_iter().sum();
+        self.n_kv_heads
+            * match self.format {
+                KvFormat::F32 => 4 * elements,
+                KvFormat::F16 => 2 * elements,
+                KvFormat::Q8 => elements + 4 * scales,
             }
-        }
     }
 
     /// Elements that a key takes: in 8 bits, the last pair of an odd number is a whole one.
@@ -183,14 +181,24 @@ impl KvShape {
         (at, row)
     }
 
+    /// Elements of the keys of a head, and of its values.
+    fn head_lens(&self) -> [usize; 2] {
+        [self.key_len(), self.v_dim].map(|len| BLOCK * len)
+    }
+
+    /// In 8 bits, scales of the keys of a head, and of its values.
+    fn head_scales(&self) -> [usize; 2] {
+        [self.k_dim.div_ceil(GROUP), 1].map(|len| BLOCK * len)
+    }
+
     /// The places of the keys of a head, and of its values.
     pub(super) fn of_head(&self, head: usize) -> [Range<usize>; 2] {
-        [self.key_len(), self.v_dim].map(|len| head * BLOCK * len..(head + 1) * BLOCK * len)
+        self.head_lens().map(|len| head * len..(head + 1) * len)
     }
 
     /// The places of the scales of the keys of a head, and of its values.
     pub(super) fn scales_of_head(&self, head: usize) -> [Range<usize>; 2] {
-        [self.k_dim.div_ceil(GROUP), 1].map(|len| head * BLOCK * len..(head + 1) * BLOCK * len)
+        self.head_scales().map(|len| head * len..(head + 1) * len)
     }
 }
 
@@ -200,8 +208,8 @@ impl KvBlock {
     /// # Errors
     /// When there is no memory for it.
     pub fn new(shape: KvShape, memory: &Recycler) -> Result<Self, OutOfMemory> {
-        let [keys, values] = shape.of_head(shape.n_kv_heads).map(|range| range.start);
-        let [k_scales, v_scales] = shape.scales_of_head(shape.n_kv_heads).map(|range| range.start);
+        let [keys, values] = shape.head_lens().map(|len| shape.n_kv_heads * len);
+        let [k_scales, v_scales] = shape.head_scales().map(|len| shape.n_kv_heads * len);
         Ok(Self {
             shape,
             keys: Elements::new(memory, shape.format, keys, k_scales)?,
@@ -345,10 +353,7 @@ impl Store<'_> {
         for at in (0..keys[0].len()).step_by(LANES) {
             let mut rows = [s.splat(0.0); LANES];
             for (row, key) in rows.iter_mut().zip(keys) {
-                *row = match key[at..].first_chunk() {
-                    Some(eight) => s.load(eight),
-                    None => s.load_some(&key[at..], 0.0),
-                };
+                *row = s.load_first(&key[at..]);
             }
             let columns = s.transpose(rows).into_iter().enumerate();
             for (i, column) in columns.take(keys[0].len() - at) {
@@ -433,11 +438,7 @@ fn in_units<S: Simd>(s: S, x: &[f32], unit: f32) -> [i8; LANES] {
     let mut out = [0; LANES];
     // What is divided by a zero or by NaN does not matter, but shall be the same everywhere.
     if unit != 0.0 && !unit.is_nan() {
-        let x = match x.first_chunk() {
-            Some(eight) => s.load(eight),
-            None => s.load_some(x, 0.0),
-        };
-        s.store_i8(s.div(x, s.splat(unit)), &mut out);
+        s.store_i8(s.div(s.load_first(x), s.splat(unit)), &mut out);
     }
     out
 }

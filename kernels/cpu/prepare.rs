@@ -470,7 +470,7 @@ fn interleave<S: Simd, T: Unit, const N: usize>(s: S, rows: &[&[T]; N], n: usize
 /// becomes zero.
 #[inline(always)]
 pub(super) fn round_to<S: Simd, T: Round>(s: S, row: &[f32], limit: f32, to: &mut [T]) -> f32 {
-    let (inverse, unit) = unit_of(largest_magnitude(s, row), limit);
+    let (inverse, unit) = inverse_and_unit(largest_magnitude(s, row), limit);
     if inverse == 0.0 {
         to.fill(T::default());
         return unit;
@@ -492,7 +492,7 @@ pub(super) fn round_to<S: Simd, T: Round>(s: S, row: &[f32], limit: f32, to: &mu
 /// The unit of which the magnitude `top` is `limit` times as much, after its reciprocal: NaN and zero where `top` is NaN,
 /// zeros where it is next to nothing, or the reciprocal would be infinite.
 #[inline(always)]
-pub(super) fn unit_of(top: f32, limit: f32) -> (f32, f32) {
+pub(super) fn inverse_and_unit(top: f32, limit: f32) -> (f32, f32) {
     if top.is_nan() {
         (0.0, f32::NAN)
     } else if top < 1e-30 {

@@ -133,6 +133,15 @@ pub(crate) trait Simd: Copy {
         self.load(&lanes)
     }
 
+    /// Loads the first eight values; zeros where there are fewer.
+    #[inline(always)]
+    fn load_first(self, from: &[f32]) -> Self::F {
+        match from.first_chunk() {
+            Some(eight) => self.load(eight),
+            None => self.load_some(from, 0.0),
+        }
+    }
+
     /// Stores the first `to.len()` lanes.
     #[inline(always)]
     fn store_some(self, v: Self::F, to: &mut [f32]) {

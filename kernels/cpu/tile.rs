@@ -216,13 +216,8 @@ impl Tile<'_> {
     /// The scores of all queries for the keys of a head, as far as any of them sees.
     #[inline(always)]
     fn dot_keys<R: Rows, K: Keys>(&mut self, r: R, keys: &K) {
-        let (mut from, mut to) = (BLOCK, 0);
-        for one in self.seen {
-            if !one.is_empty() {
-                (from, to) = (from.min(one.start), to.max(one.end));
-            }
-        }
-        let (mut panel, end) = (from / KEYS, to.div_ceil(KEYS));
+        let any = any_sees(self.seen);
+        let (mut panel, end) = (any.start / KEYS, any.end.div_ceil(KEYS));
         // Few queries meet several panels at a time, or each sum would have to wait for the one before it.
         let several = match self.rows.len() {
             1 => 4,
@@ -377,6 +372,17 @@ impl Shares<'_> {
         r.prefetch(self.of.bytes, self.at);
         self.at += self.of.share;
     }
+}
+
+/// The places of a block from the first to the last that any query sees; an empty range where there are none.
+pub(super) fn any_sees(seen: &[Range<usize>]) -> Range<usize> {
+    let (mut from, mut to) = (BLOCK, 0);
+    for one in seen {
+        if !one.is_empty() {
+            (from, to) = (from.min(one.start), to.max(one.end));
+        }
+    }
+    from..to
 }
 
 /// Turns scores into weights `e^(score - top)`, and gives their sum; asks for a share of `next` with each vector.

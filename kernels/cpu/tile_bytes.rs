@@ -9,10 +9,10 @@ use std::ops::Range;
 
 use super::cache::{BLOCK, GROUP, KEYS};
 use super::functions::{Mul, each_with, largest_magnitude};
-use super::prepare::{round_to, unit_of};
+use super::prepare::{inverse_and_unit, round_to};
 use super::rows::Rows;
 use super::simd::{Kernel, LANES, Simd};
-use super::tile::{GROUPED, Keys, Next, Scores, Shares, Values, unroll};
+use super::tile::{GROUPED, Keys, Next, Scores, Shares, Values, any_sees, unroll};
 use crate::packed::PANEL;
 
 const _: () = assert!(32_767 * 127 * BLOCK as u64 <= i32::MAX as u64, "a block's sums fit i32");
@@ -36,14 +36,10 @@ impl Kernel for RoundQuery<'_> {
     type Output = f32;
     #[inline(always)]
     fn run<S: Simd>(self, s: S) -> f32 {
-        let (inverse, unit) = unit_of(largest_magnitude(s, self.q), f32::from(i16::MAX));
+        let (inverse, unit) = inverse_and_unit(largest_magnitude(s, self.q), f32::from(i16::MAX));
         for (q, to) in self.q.chunks(LANES).zip(self.to.chunks_mut(LANES / 2 * self.count)) {
-            let q = match q.first_chunk() {
-                Some(eight) => s.load(eight),
-                None => s.load_some(q, 0.0),
-            };
             let mut eight = [0; LANES];
-            s.store_i16(s.mul(q, s.splat(inverse)), &mut eight);
+            s.store_i16(s.mul(s.load_first(q), s.splat(inverse)), &mut eight);
             for (pair, to) in eight.as_chunks().0.iter().zip(to.chunks_mut(self.count)) {
                 to[self.i] = *pair;
             }
@@ -146,21 +142,22 @@ impl RoundWeights {
         scales: &[f32],
         seen: &[Range<usize>],
     ) -> Self {
-        let mut out =
-            Self { weights: [[[0; 2]; BLOCK / 2]; GROUPED], units: [0.0; GROUPED], pairs: 0..0 };
-        let (mut from, mut to) = (BLOCK, 0);
+        let any = any_sees(seen);
+        let mut out = Self {
+            weights: [[[0; 2]; BLOCK / 2]; GROUPED],
+            units: [0.0; GROUPED],
+            pairs: any.start / 2..any.end.div_ceil(2),
+        };
         for (i, (weights, seen)) in weights.iter_mut().zip(seen).enumerate() {
             if seen.is_empty() {
                 continue;
             }
-            (from, to) = (from.min(seen.start), to.max(seen.end));
             weights[..seen.start].fill(0.0);
             weights[seen.end..].fill(0.0);
             each_with(s, &mut weights[seen.clone()], &scales[seen.clone()], Mul);
             let rounded = out.weights[i].as_flattened_mut();
             out.units[i] = round_to(s, weights, f32::from(i16::MAX), rounded);
         }
-        out.pairs = from / 2..to.div_ceil(2);
         out
     }
 }
