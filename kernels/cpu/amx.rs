@@ -99,7 +99,10 @@ pub(crate) type Halves = [[bf16; 2]; TILE / 4];
 pub(crate) type Bytes = [u8; TILE];
 
 /// Weights of a step: `[4 bytes of columns][row][4]`.
-pub(crate) type Weights = Aligned<[[u8; LINE]; SIDE]>;
+pub(crate) type Weights = Content;
+
+/// What a register holds, line by line.
+pub(crate) type Content = Aligned<[[u8; LINE]; SIDE]>;
 
 /// Sums of 16 tokens, `[token][row]`.
 pub(crate) type Sums<T> = [[T; SIDE]; SIDE];

@@ -16,6 +16,8 @@ use std::cell::RefCell;
 use std::ops::Range;
 use std::sync::Arc;
 
+#[cfg(target_arch = "x86_64")]
+use super::attention_amx;
 pub use super::cache::{BLOCK, KvBlock, KvFormat, KvShape};
 use super::rows::WithHalves;
 use super::shared::SharedMut;
@@ -25,6 +27,9 @@ use crate::{Isa, Pool};
 
 /// Positions over which one softmax runs: what a thread works through in a long context.
 pub const SEGMENT: usize = 4 * BLOCK;
+
+/// Positions that kernels for tiles compute together, or not at all: where a prompt is cut at multiples of it, no bit changes.
+pub const TILED: usize = 32;
 
 /// Queries of a tile.
 pub(super) const ROWS: usize = 24;
@@ -81,19 +86,40 @@ pub fn attend(
     if n == 0 {
         return;
     }
-    let job = Job { isa, a, kv, q, start, rows: n * (a.n_heads / a.n_kv_heads) };
-    let segments = a.first_seen(start) / SEGMENT..(start + n - 1) / SEGMENT + 1;
-    let parts = a.n_kv_heads * job.rows.div_ceil(ROWS);
-    if pool.n_threads() > 1 && parts < 2 * pool.n_threads() && segments.len() > 1 {
-        job.by_segments(pool, segments, out);
+    let tiled = tiled(isa, kv, start..start + n);
+    let cuts = [start..tiled.start, tiled.clone(), tiled.end..start + n];
+    let (mut q, mut out) = (q, out);
+    for positions in cuts.into_iter().filter(|positions| !positions.is_empty()) {
+        let n = positions.len();
+        let (some_q, rest_q) = q.split_at(n * a.n_heads * a.k_dim);
+        let (some_out, rest_out) = out.split_at_mut(n * a.n_heads * a.v_dim);
+        (q, out) = (rest_q, rest_out);
+        let rows = n * (a.n_heads / a.n_kv_heads);
+        let job = Job { isa, a, kv, q: some_q, start: positions.start, rows };
+        #[cfg(target_arch = "x86_64")]
+        if let (true, Some(amx)) = (positions == tiled, isa.amx()) {
+            attention_amx::attend(amx, pool, &job, some_out);
+            continue;
+        }
+        job.run(pool, n, some_out);
+    }
+}
+
+/// Of some positions, those that kernels compute in tiles where there are such: whole groups of [`TILED`].
+fn tiled(isa: Isa, kv: &KvView<'_>, positions: Range<usize>) -> Range<usize> {
+    let exact = kv.blocks.first().is_none_or(|block| block.shape().format == KvFormat::F32);
+    let from = positions.start.next_multiple_of(TILED);
+    let to = positions.end / TILED * TILED;
+    if isa.multiplies_tiles() && !exact && from < to {
+        from..to
     } else {
-        job.by_tiles(pool, out);
+        positions.end..positions.end
     }
 }
 
 impl Attention<'_> {
     /// The first position that a token at `position` sees.
-    fn first_seen(&self, position: usize) -> usize {
+    pub(super) fn first_seen(&self, position: usize) -> usize {
         self.window.map_or(0, |window| (position + 1).saturating_sub(window))
     }
 
@@ -151,16 +177,27 @@ fn with_scratch(len: usize, f: impl FnOnce(&mut [f32])) {
 
 /// One call of [`attend`].
 pub(super) struct Job<'a> {
-    isa: Isa,
+    pub(super) isa: Isa,
     pub(super) a: &'a Attention<'a>,
     kv: &'a KvView<'a>,
     q: &'a [f32],
     start: usize,
     /// Queries of each key/value head: for each token the heads that share it.
-    rows: usize,
+    pub(super) rows: usize,
 }
 
 impl Job<'_> {
+    /// The attention of all queries, which are of `n` tokens.
+    fn run(&self, pool: &Pool, n: usize, out: &mut [f32]) {
+        let segments = self.a.first_seen(self.start) / SEGMENT..(self.start + n - 1) / SEGMENT + 1;
+        let parts = self.a.n_kv_heads * self.rows.div_ceil(ROWS);
+        if pool.n_threads() > 1 && parts < 2 * pool.n_threads() && segments.len() > 1 {
+            self.by_segments(pool, segments, out);
+        } else {
+            self.by_tiles(pool, out);
+        }
+    }
+
     /// Each part is a tile of queries, which goes through its segments in order.
     fn by_tiles(&self, pool: &Pool, out: &mut [f32]) {
         let (tiles, v_dim) = (self.rows.div_ceil(ROWS), self.a.v_dim);
@@ -245,8 +282,18 @@ impl Job<'_> {
     }
 
     /// The place of a query among those of all heads and tokens.
-    fn query(&self, kv_head: usize, row: usize) -> usize {
+    pub(super) fn query(&self, kv_head: usize, row: usize) -> usize {
         row / (self.a.n_heads / self.a.n_kv_heads) * self.a.n_heads + self.head(kv_head, row)
+    }
+
+    /// The elements of a query.
+    pub(super) fn query_of(&self, kv_head: usize, row: usize) -> &[f32] {
+        &self.q[self.query(kv_head, row) * self.a.k_dim..][..self.a.k_dim]
+    }
+
+    /// A block of the cache.
+    pub(super) fn block(&self, block: usize) -> &KvBlock {
+        &self.kv.blocks[block - self.kv.first / BLOCK]
     }
 
     /// Writes the queries of a tile, times the factor of the scores, to the start of `memory`: see [`Self::queries`].
@@ -256,7 +303,7 @@ impl Job<'_> {
         for (i, row) in rows.clone().enumerate() {
             let first = i / GROUPED * GROUPED;
             let count = GROUPED.min(rows.len() - first);
-            let q = &self.q[self.query(kv_head, row) * k_dim..][..k_dim];
+            let q = self.query_of(kv_head, row);
             if self.in_bytes() {
                 // SAFETY: any bits are a pair of integers.
                 let (_, to, _) = unsafe { to.align_to_mut::<Pair>() };
@@ -327,7 +374,7 @@ impl Job<'_> {
                 kv_head,
                 rows: rows.clone(),
                 block,
-                content: &self.kv.blocks[block - self.kv.first / BLOCK],
+                content: self.block(block),
                 next: self.kv.blocks.get(block + 1 - self.kv.first / BLOCK).map(|next| &**next),
                 seen: &seen[..rows.len()],
                 q,
@@ -347,7 +394,7 @@ impl Job<'_> {
     }
 
     /// The places of a block that a query sees.
-    fn seen(&self, row: usize, block: usize) -> Range<usize> {
+    pub(super) fn seen(&self, row: usize, block: usize) -> Range<usize> {
         let (position, at) = (self.position(row), block * BLOCK);
         let from = self.a.first_seen(position).clamp(at, at + BLOCK) - at;
         let to = (position + 1).clamp(at, at + BLOCK) - at;
@@ -379,10 +426,10 @@ pub(super) struct Softmax {
 
 impl Softmax {
     /// Before the first score.
-    const START: Self = Self { top: f32::NEG_INFINITY, sum: 0.0 };
+    pub(super) const START: Self = Self { top: f32::NEG_INFINITY, sum: 0.0 };
 
     /// The output of a query whose weighted values add up to `total`.
-    fn finish(&self, total: &[f32], out: &mut [f32]) {
+    pub(super) fn finish(&self, total: &[f32], out: &mut [f32]) {
         let factor = if self.sum == 0.0 { 0.0 } else { 1.0 / self.sum };
         for (out, total) in out.iter_mut().zip(total) {
             *out = total * factor;

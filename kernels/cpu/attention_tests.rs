@@ -5,10 +5,26 @@ use crate::reference;
 
 const FORMATS: [KvFormat; 3] = [KvFormat::F32, KvFormat::F16, KvFormat::Q8];
 
-/// Those of every device, and one of odd widths, in which pairs are not whole.
+/// Those of every device, those of odd widths, in which pairs are not whole, and those with whole groups of [`TILED`] positions.
 fn cases() -> Vec<AttentionCase> {
-    let odd = AttentionCase { n: 4, k_dim: 37, v_dim: 19, ..ATTENTION[3] };
-    [ATTENTION, &[odd]].concat()
+    let base = ATTENTION[3];
+    let odd = AttentionCase { n: 4, k_dim: 37, v_dim: 19, ..base };
+    let tiled = AttentionCase { n: 100, start: 250, n_heads: 6, k_dim: 80, v_dim: 48, ..base };
+    let more = [
+        tiled,
+        AttentionCase { n: 70, n_heads: 2, k_dim: 37, v_dim: 19, ..tiled },
+        AttentionCase { n: 290, start: 300, n_heads: 2, window: Some(70), ..base },
+        AttentionCase { n: 64, start: 128, n_heads: 2, softcap: Some(3.0), ..base },
+        AttentionCase { n: 96, start: 200, alibi: true, ..base },
+    ];
+    [ATTENTION, &[odd], &more].concat()
+}
+
+/// Whether some of the positions of a case are computed in tiles.
+fn in_tiles(case: &AttentionCase, format: KvFormat, isa: Isa) -> bool {
+    let shape = KvShape { n_kv_heads: 1, k_dim: 1, v_dim: 1, format };
+    let kv = KvView { first: 0, blocks: &[Arc::new(new_block(shape))] };
+    !tiled(isa, &kv, case.start..case.start + case.n).is_empty()
 }
 
 /// A cache with random content; what was not stored is NaN where the format has it.
@@ -81,6 +97,8 @@ fn attention_matches_the_reference() {
                 // In 8 bits, queries and weights are rounded to 16. A weight loses half of 1/32767 of the largest at most, times
                 // a value of up to 4; of 150 weights, a hundredth of what the rounding of the values to 8 bits does.
                 let (rounded, tolerance) = match format {
+                    // Queries and weights have 17 bits there.
+                    KvFormat::F16 if in_tiles(case, format, isa) => (q.clone(), 1e-5),
                     KvFormat::F32 | KvFormat::F16 => (q.clone(), 5e-6),
                     KvFormat::Q8 => {
                         (reference::quantize(&q, case.k_dim, case.k_dim, 32767.0), 2e-4)
@@ -105,38 +123,46 @@ fn the_bits_depend_on_neither_threads_nor_the_cut_of_the_prompt() {
                 let q = Numbers::new(7).normal(case.n * case.n_heads * case.k_dim);
                 let slopes = slopes(case);
                 let a = shape(case, &slopes);
-                let mut one_by_one = vec![0.0; case.n * case.n_heads * case.v_dim];
-                let alone = Pool::new(1);
-                let outs = one_by_one.chunks_mut(case.n_heads * case.v_dim);
-                for (i, (q, out)) in q.chunks(case.n_heads * case.k_dim).zip(outs).enumerate() {
-                    attend(isa, &alone, &a, q, case.start + i, &cache.view(), out);
+                // Token by token; what is computed in tiles, by groups of positions.
+                let size = if in_tiles(case, format, isa) { TILED } else { 1 };
+                let mut in_pieces = vec![0.0; case.n * case.n_heads * case.v_dim];
+                let (mut at, end) = (case.start, case.start + case.n);
+                while at < end {
+                    let next = end.min((at + 1).next_multiple_of(size));
+                    let place = |len| (at - case.start) * len..(next - case.start) * len;
+                    let q = &q[place(case.n_heads * case.k_dim)];
+                    let out = &mut in_pieces[place(case.n_heads * case.v_dim)];
+                    attend(isa, &Pool::new(1), &a, q, at, &cache.view(), out);
+                    at = next;
                 }
                 // With eight threads, few heads are split by segments.
                 for n_threads in [1, 2, 8] {
-                    let mut got = vec![f32::NAN; one_by_one.len()];
+                    let mut got = vec![f32::NAN; in_pieces.len()];
                     let pool = Pool::new(n_threads);
                     attend(isa, &pool, &a, &q, case.start, &cache.view(), &mut got);
                     let place = format!("{case:?} {format:?} {isa:?} {n_threads} threads");
-                    assert_same_bits(&got, &one_by_one, &place);
+                    assert_same_bits(&got, &in_pieces, &place);
                 }
             }
         }
     }
 }
 
-/// All instruction sets with all formats.
-fn everywhere() -> impl Iterator<Item = (Isa, KvFormat)> {
-    Isa::available().into_iter().flat_map(|isa| FORMATS.map(|format| (isa, format)))
+/// Two cases with all instruction sets and all formats.
+fn everywhere(cases: [AttentionCase; 2]) -> impl Iterator<Item = (AttentionCase, Isa, KvFormat)> {
+    let both = || Isa::available().into_iter().flat_map(|isa| FORMATS.map(|format| (isa, format)));
+    cases.into_iter().flat_map(move |case| both().map(move |(isa, format)| (case, isa, format)))
 }
 
 #[test]
 fn nan_in_a_query_a_key_or_a_value_stays() {
-    let case = AttentionCase { n: 1, start: 200, ..ATTENTION[3] };
-    for (isa, format) in everywhere() {
+    let one = AttentionCase { n: 1, start: 200, ..ATTENTION[3] };
+    let some = AttentionCase { n: TILED, start: 192, ..one };
+    for (case, isa, format) in everywhere([one, some]) {
         let a = shape(&case, &[]);
         let row = case.n_kv_heads * case.k_dim;
         for bad in ["query", "key", "value"] {
-            let mut q = Numbers::new(7).normal(case.n_heads * case.k_dim);
+            let mut q = Numbers::new(7).normal(case.n * case.n_heads * case.k_dim);
             let mut cache = Cache::new(&case, format, isa);
             let mut block = cache.blocks[1].try_clone().unwrap();
             let with_nan = |nan: bool| {
@@ -150,15 +176,22 @@ fn nan_in_a_query_a_key_or_a_value_stays() {
             // The second key/value head, which the second half of the query heads uses.
             let half = case.n_heads / 2;
             if bad == "query" {
-                q[half * case.k_dim..].fill(f32::NAN);
+                let tokens = q.chunks_mut(case.n_heads * case.k_dim);
+                tokens.for_each(|q| q[half * case.k_dim..].fill(f32::NAN));
             }
-            let mut out = vec![0.0; case.n_heads * case.v_dim];
+            let mut out = vec![0.0; case.n * case.n_heads * case.v_dim];
             attend(isa, &Pool::new(1), &a, &q, case.start, &cache.view(), &mut out);
             let place = format!("{bad} {isa:?} {format:?}");
-            let (first, second) = out.split_at(half * case.v_dim);
-            assert!(first.iter().all(|v| v.is_finite()), "{place}");
-            for head in second.chunks(case.v_dim) {
-                assert!(head[5].is_nan(), "{place}");
+            for token in out.chunks(case.n_heads * case.v_dim) {
+                let (first, second) = token.split_at(half * case.v_dim);
+                assert!(first.iter().all(|v| v.is_finite()), "{place}");
+                for head in second.chunks(case.v_dim) {
+                    assert!(head[5].is_nan(), "{place}");
+                    assert!(
+                        bad != "value" || format == KvFormat::Q8 || head[6].is_finite(),
+                        "{place}"
+                    );
+                }
             }
         }
     }
@@ -166,8 +199,9 @@ fn nan_in_a_query_a_key_or_a_value_stays() {
 
 #[test]
 fn what_a_later_token_holds_changes_no_bit_of_an_earlier_one() {
-    let case = AttentionCase { n: 20, start: 120, ..ATTENTION[3] };
-    for (isa, format) in everywhere() {
+    let some = AttentionCase { n: 20, start: 120, ..ATTENTION[3] };
+    let more = AttentionCase { n: 64, start: 96, ..some };
+    for (case, isa, format) in everywhere([some, more]) {
         let cache = Cache::new(&case, format, isa);
         let a = shape(&case, &[]);
         let q = Numbers::new(7).normal(case.n * case.n_heads * case.k_dim);
@@ -181,8 +215,9 @@ fn what_a_later_token_holds_changes_no_bit_of_an_earlier_one() {
         poisoned[1] = Arc::new(block);
         let kv = KvView { first: 0, blocks: &poisoned };
         attend(isa, &Pool::new(1), &a, &q, case.start, &kv, &mut outs[1]);
-        let before = 19 * case.n_heads * case.v_dim;
-        assert_same_bits(&outs[1][..before], &outs[0][..before], &format!("{isa:?} {format:?}"));
+        let before = (139 - case.start) * case.n_heads * case.v_dim;
+        let place = format!("{case:?} {isa:?} {format:?}");
+        assert_same_bits(&outs[1][..before], &outs[0][..before], &place);
         assert!(outs[1][before..].iter().all(|v| v.is_nan()));
     }
 }

@@ -5,6 +5,8 @@ pub(crate) mod ahead;
 pub(crate) mod amx;
 pub mod attention;
 #[cfg(target_arch = "x86_64")]
+mod attention_amx;
+#[cfg(target_arch = "x86_64")]
 pub(crate) mod avx512;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod bfloats512;
@@ -24,6 +26,8 @@ pub mod mamba;
 pub(crate) mod math;
 mod outputs;
 pub mod pack;
+#[cfg(target_arch = "x86_64")]
+mod parts_amx;
 mod prepare;
 pub(crate) mod quantized;
 pub(crate) mod rows;
@@ -33,6 +37,10 @@ mod tile;
 mod tile_bytes;
 mod tile_floats;
 #[cfg(target_arch = "x86_64")]
+mod weigh_amx;
+#[cfg(target_arch = "x86_64")]
 mod whole_tiles;
 #[cfg(target_arch = "x86_64")]
 mod widen_amx;
+#[cfg(target_arch = "x86_64")]
+mod widen_kv;

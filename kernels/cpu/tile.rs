@@ -8,7 +8,7 @@ use super::attention::{Job, Queries, ROWS, Softmax};
 use super::cache::{BLOCK, Elements, KEYS, KvBlock};
 use super::functions::{ExpMinus, Scale, SoftCap, Unary, each, largest};
 use super::rows::{BothKernel, Rows};
-use super::simd::{LANES, Simd};
+use super::simd::{Kernel, LANES, Simd};
 use super::tile_bytes::{ByteKeys, ByteValues, RoundWeights};
 use super::tile_floats::{Cached, FloatKeys, FloatValues, widen};
 use crate::packed::PANEL;
@@ -281,23 +281,13 @@ impl Tile<'_> {
         }
     }
 
-    /// Caps the scores and adds what they owe to the distance, where that is asked for.
+    /// See [`Adjust`].
     #[inline(always)]
     fn adjust<S: Simd>(&mut self, s: S) {
-        let a = self.job.a;
+        let Self { job, kv_head, block, .. } = *self;
         for (i, row) in self.rows.clone().enumerate() {
-            let seen = self.seen[i].clone();
-            let scores = &mut self.scores[i][seen.clone()];
-            if let Some(cap) = a.softcap {
-                each(s, scores, SoftCap(cap));
-            }
-            if let Some(slopes) = a.alibi_slopes {
-                let slope = slopes[self.job.head(self.kv_head, row)];
-                let (position, first) = (self.job.position(row), self.block * BLOCK);
-                for (score, key) in scores.iter_mut().zip(seen) {
-                    *score -= slope * (position - (first + key)) as f32;
-                }
-            }
+            let (seen, scores) = (self.seen[i].clone(), &mut self.scores[i]);
+            Adjust { job, kv_head, row, block, seen, scores }.run(s);
         }
     }
 
@@ -327,6 +317,35 @@ impl Tile<'_> {
         for ((weights, sums), seen) in groups.zip(self.seen.chunks(GROUPED)) {
             let weights = &RoundWeights::new(s, weights, scales, seen);
             ByteValues { weights, values, dim, next }.all(s, r, seen.len(), sums);
+        }
+    }
+}
+
+/// Caps the scores of a query and adds what they owe to the distance, where that is asked for.
+pub(super) struct Adjust<'a> {
+    pub(super) job: &'a Job<'a>,
+    pub(super) kv_head: usize,
+    pub(super) row: usize,
+    pub(super) block: usize,
+    pub(super) seen: Range<usize>,
+    pub(super) scores: &'a mut [f32; BLOCK],
+}
+
+impl Kernel for Adjust<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Self { job, row, seen, .. } = self;
+        let scores = &mut self.scores[seen.clone()];
+        if let Some(cap) = job.a.softcap {
+            each(s, scores, SoftCap(cap));
+        }
+        if let Some(slopes) = job.a.alibi_slopes {
+            let slope = slopes[job.head(self.kv_head, row)];
+            let (position, first) = (job.position(row), self.block * BLOCK);
+            for (score, key) in scores.iter_mut().zip(seen) {
+                *score -= slope * (position - (first + key)) as f32;
+            }
         }
     }
 }
