@@ -10,7 +10,8 @@
 //! - [`cases`]: the shapes and tolerances with which every kernel is tested and timed.
 //!
 //! **Determinism.** For one instruction set, a result has the same bits for any number of threads: work is split by
-//! rows, heads and tokens, and no sum is ever split between threads.
+//! rows, heads and tokens, and no sum is ever split between threads. Nor does it matter how a prompt is cut; with AMX, if
+//! it is cut at multiples of [`cpu::attention::TILED`] tokens.
 
 pub mod bandwidth;
 pub mod cases;

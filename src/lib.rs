@@ -31,7 +31,8 @@
 //!
 //! # Determinism
 //!
-//! For one binary and one instruction set, the same input and seed give the same bits, for any number of threads.
+//! For one binary and one instruction set, the same input and seed give the same bits, for any number of threads. It does not
+//! matter how a prompt is cut either; on CPUs with AMX, if it is cut at multiples of 32 tokens.
 //! Across instruction sets results agree within rounding.
 #![deny(missing_docs)]
 #![deny(unsafe_code)]

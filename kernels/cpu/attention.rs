@@ -11,6 +11,9 @@
 //! the other or, where there are too few heads for the threads, side by side.
 //!
 //! Over a cache in 8 bits, queries and weights are rounded to 16, and the products and their sums are whole numbers.
+//!
+//! With AMX, over caches in f16 and 8 bits, whole groups of [`TILED`] positions are computed by `super::attention_amx`: there a
+//! prompt gives the same bits where it is cut at multiples of it, and a token alone another rounding than among others.
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -28,7 +31,7 @@ use crate::{Isa, Pool};
 /// Positions over which one softmax runs: what a thread works through in a long context.
 pub const SEGMENT: usize = 4 * BLOCK;
 
-/// Positions that kernels for tiles compute together, or not at all: where a prompt is cut at multiples of it, no bit changes.
+/// Positions that kernels for tiles compute together, or not at all, so that what a token becomes depends on its position alone.
 pub const TILED: usize = 32;
 
 /// Queries of a tile.
