@@ -1,7 +1,7 @@
-//! Device memory: allocations at addresses of their own, and for every two bytes who wrote them last.
+//! Device memory: allocations at addresses of their own, and for every byte who wrote it last.
 //!
 //! Addresses are never reused and allocations never touch, so a use after free or a row past the end hits
-//! nothing and is found. The tag of each pair of bytes is 0 (never written), `HOST` (written by a copy or a
+//! nothing and is found. The tag of a byte is 0 (never written), `HOST` (written by a copy or a
 //! fill) or the launch and block that stored there: that finds reads of uninitialised memory and blocks
 //! that race with each other.
 
@@ -32,7 +32,7 @@ pub(crate) struct Region {
 impl Region {
     fn new(base: u64, len: usize) -> Self {
         let words = (0..len.div_ceil(4)).map(|_| AtomicU32::new(0xFFC0_FFFF)).collect();
-        let tags = (0..len.div_ceil(2)).map(|_| AtomicU32::new(0)).collect();
+        let tags = (0..len).map(|_| AtomicU32::new(0)).collect();
         Self { base, len, words, tags }
     }
 
@@ -52,7 +52,7 @@ impl Region {
         } else {
             let shift = 8 * (at % 4);
             let mask = ((1u32 << (8 * n)) - 1) << shift;
-            // Another block may write the other half of this word at the same time.
+            // Another block may write other bytes of this word at the same time.
             let _ = word
                 .fetch_update(Relaxed, Relaxed, |old| Some(old & !mask | (value << shift) & mask));
         }
@@ -68,7 +68,7 @@ impl Region {
         for (i, &b) in rest.iter().enumerate() {
             self.set(done + i, 1, u32::from(b));
         }
-        for tag in &self.tags[at / 2..(at + bytes.len()).div_ceil(2)] {
+        for tag in &self.tags[at..at + bytes.len()] {
             tag.store(HOST, Relaxed);
         }
     }
@@ -133,7 +133,7 @@ impl Memory {
     /// Whether every byte of the range was written by someone.
     pub(crate) fn initialised(&self, address: u64, len: usize) -> bool {
         self.region(address, len)
-            .is_some_and(|(r, at)| (at..at + len).all(|i| r.tags[i / 2].load(Relaxed) != 0))
+            .is_some_and(|(r, at)| (at..at + len).all(|i| r.tags[i].load(Relaxed) != 0))
     }
 
     /// What a launch sees: the allocations of this moment.
@@ -220,7 +220,7 @@ impl Snapshot {
         out: &mut [u32; 4],
     ) -> Result<(), Box<Slip>> {
         let (region, at) = self.find(address, n, lane, hint)?;
-        for t in &region.tags[at / 2..(at + n).div_ceil(2)] {
+        for t in &region.tags[at..at + n] {
             let t = t.load(Relaxed);
             if t == 0 || (t != tag && (t ^ tag) >> BLOCK_BITS == 0) {
                 return bad_tag(t, at, lane, "reads");
@@ -248,7 +248,7 @@ impl Snapshot {
         value: &[u32; 4],
     ) -> Result<(), Box<Slip>> {
         let (region, at) = self.find(address, n, lane, hint)?;
-        for t in &region.tags[at / 2..(at + n).div_ceil(2)] {
+        for t in &region.tags[at..at + n] {
             let old = t.load(Relaxed);
             if old != tag && (old ^ tag) >> BLOCK_BITS == 0 {
                 return bad_tag(old, at, lane, "overwrites");
@@ -285,7 +285,7 @@ impl Snapshot {
         f: impl Fn(u32) -> u32,
     ) -> Result<u32, Box<Slip>> {
         let (region, at) = self.find(address, 4, lane, hint)?;
-        if region.tags[at / 2].load(Relaxed) == 0 {
+        if region.tags[at].load(Relaxed) == 0 {
             return bad_tag(0, at, lane, "updates");
         }
         let old = region.words[at / 4].fetch_update(Relaxed, Relaxed, |v| Some(f(v)));

@@ -178,7 +178,7 @@ fn bugs_in_attention_of_two_widths_and_of_8_bits_are_caught() {
             kernel: "store_q8",
             change: |p| nudged(p, 5, 1),
             probe: prefill_q8,
-            caught: "GlobalRace",
+            caught: "GlobalBounds",
         },
     ]);
 }
