@@ -4,10 +4,13 @@
 //! [`super::attention`] does, and widens each block once for all of its queries. 32 of them at a time meet 32 keys, then with
 //! their weights 32 elements of the values.
 //!
-//! A number is the sum of two of bf16, of 16 bits together: f16 has 11, keys and values in 8 bits hardly more than 8, and queries and
-//! weights lose 1/131072 of themselves at most. Of the four products, that of the two lower parts is left out. So a query's bits
-//! are not those that it would have alone, and to depend on nothing but its position, whole groups of [`TILED`] positions are
-//! computed here or none of them.
+//! Queries and weights have 17 bits here: see [`super::parts_amx`]. So a query's bits are not those that it would have alone, and to
+//! depend on nothing but its position, whole groups of [`TILED`] positions are computed here or none of them.
+//!
+//! Measured on a Xeon, a prompt of 512 after 3584 others: 2.7 (heads of 64) to 3.2 times (128) the speed of AVX-512. Half of the time goes
+//! into products, which run at half of what the registers allow (what they are loaded from, and the sums, fill the first-level cache
+//! and more), a third into weights, an eighth into widening. To do these at the same time on one core, products between vectors,
+//! gained a tenth: what multiplies tiles takes a port that vectors need.
 
 #![cfg(target_arch = "x86_64")]
 #![allow(clippy::wildcard_imports, reason = "the names of the intrinsics say where they come from")]
@@ -20,7 +23,7 @@ use super::amx::{Amx, HALVES, SIDE, Tiles};
 use super::attention::{Job, Softmax, TILED};
 use super::cache::{BLOCK, KEYS};
 use super::functions::{Scale, each};
-use super::parts_amx::{LANES, Parts, Square, first_lanes, multiply};
+use super::parts_amx::{LANES, Parts, Square, first_lanes, multiply, plain_nan};
 use super::shared::SharedMut;
 use super::simd::{Kernel, Simd};
 use super::tile::Adjust;
@@ -164,8 +167,8 @@ impl Part<'_> {
             let q = self.job.query_of(self.kv_head, row);
             for (step, q) in q.chunks(HALVES).enumerate() {
                 let (first, second) = q.split_at(LANES.min(q.len()));
-                let first = _mm512_mul_ps(load_some(first), scale);
-                let second = _mm512_mul_ps(load_some(second), scale);
+                let first = plain_nan(_mm512_mul_ps(load_some(first), scale));
+                let second = plain_nan(_mm512_mul_ps(load_some(second), scale));
                 to[i / ROWS * steps + step].store(i % ROWS, first, second);
             }
         }

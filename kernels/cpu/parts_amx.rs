@@ -1,7 +1,7 @@
 //! Numbers of more bits than bf16 has, for AMX: each is the sum of two of bf16.
 //!
-//! Those two have 17 bits together, so f16 and 8-bit numbers times a scale keep all that matters, and f32 loses 1/131072 of itself
-//! at most, mostly much less. Of the four products of two such numbers, that of both lower parts is left out: it is as small as that.
+//! Those two have 17 bits together: f16, with 11, loses nothing, f32 at most 1/262144 of itself. Of the four products of two such numbers,
+//! that of both lower parts is left out, which is as small as that.
 
 #![cfg(target_arch = "x86_64")]
 #![allow(clippy::wildcard_imports, reason = "the names of the intrinsics say where they come from")]
@@ -61,7 +61,7 @@ impl Parts {
 /// The bits of f32 that bf16 has.
 const UPPER: i32 = 0xffff_0000_u32 as i32;
 
-/// Numbers as the sum of two, of which the upper bits count. Of infinity the second is NaN.
+/// Numbers as the sum of two, of which the upper bits count. Of infinity the second is NaN; a NaN may get lost: see [`plain_nan`].
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn split(v: __m512) -> [__m512i; 2] {
@@ -75,6 +75,14 @@ fn split(v: __m512) -> [__m512i; 2] {
 #[target_feature(enable = "avx512f")]
 fn round(v: __m512) -> __m512i {
     _mm512_add_epi32(_mm512_castps_si512(v), _mm512_set1_epi32(0x8000))
+}
+
+/// Numbers with all NaN as one that rounding keeps: others may have bits that it would carry into the sign.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(super) fn plain_nan(v: __m512) -> __m512 {
+    let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(v, v);
+    _mm512_mask_mov_ps(v, nan, _mm512_set1_ps(f32::NAN))
 }
 
 /// The mask of the first `n` lanes.

@@ -11,7 +11,7 @@ use half::f16;
 use super::amx::{HALVES, SIDE};
 use super::attention_amx::{STEPS, Weights};
 use super::cache::{Elements, GROUP, KEYS, KvBlock};
-use super::parts_amx::{LANES, Parts, first_lanes};
+use super::parts_amx::{LANES, Parts, first_lanes, plain_nan};
 
 /// The keys and values of a head in a block.
 pub(super) struct Cached<'a> {
@@ -43,7 +43,11 @@ impl Cached<'_> {
             let to = &mut to[panel / 2 * steps..][..steps];
             for i in 0..steps * (SIDE / 2) {
                 let [first, second] = half_a_step_apart(i);
-                store(keys.pair(panel, first), keys.pair(panel, second), to, panel, i);
+                let mut pairs = [keys.pair(panel, first), keys.pair(panel, second)];
+                for v in pairs.as_flattened_mut() {
+                    *v = plain_nan(*v);
+                }
+                store(pairs[0], pairs[1], to, panel, i);
             }
         }
     }
