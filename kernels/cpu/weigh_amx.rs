@@ -58,8 +58,8 @@ impl<'a> Seen<'a> {
 /// Turns scores into weights `2^(score - top)`, which are zero for what a query does not see, and moves the softmax on; `sums`,
 /// `[ROWS, width]`, become what they are worth now.
 ///
-/// Each step is done for all queries: one query after the other would wait for its largest score and for its sum. A NaN gets lost in a weight, but
-/// not in the sum that all is divided by at last.
+/// Each step is done for all queries: one query after the other would wait for its largest score and for its sum. A NaN gets
+/// lost in a weight, but not in the sum that all is divided by at last.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 pub(super) fn weigh(
     seen: &Seen<'_>,
