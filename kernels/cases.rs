@@ -89,7 +89,7 @@ pub const ATTENTION: &[AttentionCase] = &[
     attention(130, 0, 4, 1, 32),
     attention(33, 500, 12, 4, 24),
     AttentionCase { v_dim: 16, ..attention(5, 130, 4, 2, 24) },
-    AttentionCase { v_dim: 19, ..attention(4, 126, 8, 2, 37) },
+    AttentionCase { v_dim: 19, ..attention(4, 131, 10, 2, 37) },
     AttentionCase { window: Some(1), ..attention(4, 3, 2, 1, 16) },
     AttentionCase { window: Some(100), ..attention(40, 90, 4, 2, 32) },
     AttentionCase { window: Some(200), ..attention(9, 700, 8, 2, 64) },

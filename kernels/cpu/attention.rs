@@ -97,20 +97,19 @@ pub fn attend(
         let (some_q, rest_q) = q.split_at(n * a.n_heads * a.k_dim);
         let (some_out, rest_out) = out.split_at_mut(n * a.n_heads * a.v_dim);
         (q, out) = (rest_q, rest_out);
-        let rows = n * (a.n_heads / a.n_kv_heads);
-        let job = Job { isa, a, kv, q: some_q, start: positions.start, rows };
+        let job = Job { isa, a, kv, q: some_q, start: positions.start, rows: n * a.group() };
         #[cfg(target_arch = "x86_64")]
         if let (true, Some(amx)) = (positions == tiled, isa.amx()) {
             attention_amx::attend(amx, pool, &job, some_out);
             continue;
         }
-        job.run(pool, n, some_out);
+        job.run(pool, some_out);
     }
 }
 
 /// Of some positions, those that kernels compute in tiles where there are such: whole groups of [`TILED`].
 fn tiled(isa: Isa, kv: &KvView<'_>, positions: Range<usize>) -> Range<usize> {
-    let exact = kv.blocks.first().is_none_or(|block| block.shape().format == KvFormat::F32);
+    let exact = kv.format().is_none_or(|format| format == KvFormat::F32);
     let from = positions.start.next_multiple_of(TILED);
     let to = positions.end / TILED * TILED;
     if isa.multiplies_tiles() && !exact && from < to {
@@ -121,6 +120,11 @@ fn tiled(isa: Isa, kv: &KvView<'_>, positions: Range<usize>) -> Range<usize> {
 }
 
 impl Attention<'_> {
+    /// Query heads that share a key/value head.
+    pub(super) fn group(&self) -> usize {
+        self.n_heads / self.n_kv_heads
+    }
+
     /// The first position that a token at `position` sees.
     pub(super) fn first_seen(&self, position: usize) -> usize {
         self.window.map_or(0, |window| (position + 1).saturating_sub(window))
@@ -142,6 +146,11 @@ impl Attention<'_> {
 }
 
 impl KvView<'_> {
+    /// What its elements are, where it has any.
+    fn format(&self) -> Option<KvFormat> {
+        self.blocks.first().map(|block| block.shape().format)
+    }
+
     /// Checks that the positions `from .. to` are there and that the blocks have the right shape.
     fn check(&self, a: &Attention<'_>, from: usize, to: usize) {
         let end = self.first + self.blocks.len() * BLOCK;
@@ -190,9 +199,10 @@ pub(super) struct Job<'a> {
 }
 
 impl Job<'_> {
-    /// The attention of all queries, which are of `n` tokens.
-    fn run(&self, pool: &Pool, n: usize, out: &mut [f32]) {
-        let segments = self.a.first_seen(self.start) / SEGMENT..(self.start + n - 1) / SEGMENT + 1;
+    /// The attention of all queries.
+    fn run(&self, pool: &Pool, out: &mut [f32]) {
+        let last = self.position(self.rows - 1);
+        let segments = self.a.first_seen(self.start) / SEGMENT..last / SEGMENT + 1;
         let parts = self.a.n_kv_heads * self.rows.div_ceil(ROWS);
         if pool.n_threads() > 1 && parts < 2 * pool.n_threads() && segments.len() > 1 {
             self.by_segments(pool, segments, out);
@@ -275,18 +285,17 @@ impl Job<'_> {
 
     /// The position of the token of a query.
     pub(super) fn position(&self, row: usize) -> usize {
-        self.start + row / (self.a.n_heads / self.a.n_kv_heads)
+        self.start + row / self.a.group()
     }
 
     /// The head of a query.
     pub(super) fn head(&self, kv_head: usize, row: usize) -> usize {
-        let group = self.a.n_heads / self.a.n_kv_heads;
-        kv_head * group + row % group
+        kv_head * self.a.group() + row % self.a.group()
     }
 
     /// The place of a query among those of all heads and tokens.
     pub(super) fn query(&self, kv_head: usize, row: usize) -> usize {
-        row / (self.a.n_heads / self.a.n_kv_heads) * self.a.n_heads + self.head(kv_head, row)
+        row / self.a.group() * self.a.n_heads + self.head(kv_head, row)
     }
 
     /// The elements of a query.
@@ -336,7 +345,7 @@ impl Job<'_> {
 
     /// Whether keys and values are in 8 bits.
     fn in_bytes(&self) -> bool {
-        self.kv.blocks.first().is_some_and(|block| block.shape().format == KvFormat::Q8)
+        self.kv.format() == Some(KvFormat::Q8)
     }
 
     /// Numbers of memory that a tile of some queries needs.

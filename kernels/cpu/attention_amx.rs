@@ -91,7 +91,7 @@ fn grown<T: Clone>(all: &mut Vec<T>, len: usize, new: T) -> &mut [T] {
 
 /// The attention of whole groups of [`TILED`] positions.
 pub(super) fn attend(amx: Amx, pool: &Pool, job: &Job<'_>, out: &mut [f32]) {
-    let (heads, group) = (job.a.n_kv_heads, job.a.n_heads / job.a.n_kv_heads);
+    let (heads, group) = (job.a.n_kv_heads, job.a.group());
     let n = job.rows / group;
     let mut tokens = (PART / group / TILED * TILED).max(TILED);
     // A part for each thread, and one more for who is done first; as sums belong to queries, this changes no bit.
@@ -209,7 +209,7 @@ impl Block<'_> {
                 continue;
             }
             self.dot(i, &seen, &mut scores.0);
-            self.adjust(i, &seen, &mut scores.0);
+            self.adjust(&seen, &mut scores.0);
             // SAFETY: where there is AMX, there is AVX-512.
             unsafe { weigh(&seen, &scores.0, weights, softmax, sums) };
             self.add(&seen, weights, sums);
@@ -246,14 +246,13 @@ impl Block<'_> {
     }
 
     /// Caps the scores, and adds what they owe to the distance, where that is asked for.
-    fn adjust(&self, i: usize, seen: &Seen<'_>, scores: &mut Scores) {
+    fn adjust(&self, seen: &Seen<'_>, scores: &mut Scores) {
         let Part { job, kv_head, .. } = *self.part;
         if job.a.softcap.is_none() && job.a.alibi_slopes.is_none() {
             return;
         }
-        let first = self.part.rows.start + i * ROWS;
-        for (i, (seen, scores)) in seen.each().into_iter().zip(scores).enumerate() {
-            let (row, block) = (first + i, self.block);
+        let block = self.block;
+        for ((row, seen), scores) in (seen.row..).zip(seen.each()).zip(scores) {
             job.isa.run(AdjustDoubled(Adjust { job, kv_head, row, block, seen, scores }));
         }
     }

@@ -19,7 +19,7 @@ const VECTORS: usize = HALVES / LANES;
 pub(super) struct Seen<'a> {
     job: &'a Job<'a>,
     /// The first of them.
-    row: usize,
+    pub(super) row: usize,
     block: usize,
     /// The steps of positions that any of them sees.
     pub(super) steps: Range<usize>,
@@ -42,13 +42,11 @@ impl<'a> Seen<'a> {
 
     /// The masks of the vectors of a block.
     fn masks(&self) -> [[u16; BLOCK / LANES]; ROWS] {
-        let mut masks = [[u16::MAX; BLOCK / LANES]; ROWS];
-        if !self.all {
-            for (masks, seen) in masks.iter_mut().zip(self.each()) {
-                for (i, mask) in masks.iter_mut().enumerate() {
-                    let below = first_lanes(seen.end.saturating_sub(i * LANES));
-                    *mask = below & !first_lanes(seen.start.saturating_sub(i * LANES));
-                }
+        let mut masks = [[0; BLOCK / LANES]; ROWS];
+        for (masks, seen) in masks.iter_mut().zip(self.each()) {
+            for (i, mask) in masks.iter_mut().enumerate() {
+                let below = first_lanes(seen.end.saturating_sub(i * LANES));
+                *mask = below & !first_lanes(seen.start.saturating_sub(i * LANES));
             }
         }
         masks
@@ -84,7 +82,7 @@ fn weigh_seen<const ALL: bool>(
     softmax: &mut [Softmax],
     sums: &mut [f32],
 ) {
-    let masks = &seen.masks();
+    let masks = if ALL { [[u16::MAX; BLOCK / LANES]; ROWS] } else { seen.masks() };
     let steps = seen.steps.clone();
     let mut bases = [0.0; ROWS];
     for (row, softmax) in softmax.iter().enumerate() {
